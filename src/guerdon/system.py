@@ -1,0 +1,289 @@
+"""System: signals, then a chain of links, checked when it is constructed.
+
+    signal : (Rollouts, Scores so far) -> Rewards or {name: Rewards}
+    link   : (Scores, Rollouts) -> Scores                      (stateful: (Scores, Rollouts, state) -> (Scores, state))
+
+Both are plain callables. What the System reads from them, all optional: `scope` ("row", "group", "batch"), `needs` (names of
+what the rollouts or the engine must provide), `level` (signals: at which level their rewards stand), `plan` (links: levels
+in -> levels out, the symbolic run that finds a wrong chain at construction), `centres` (links: after this, numbers are
+advantages), `init_state` (links), `state_dict`/`load_state_dict`, `bind` and `update`/`update_at` (signals that learn).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from guerdon.errors import CapabilityError, ChainError
+from guerdon.rewards import Rewards, Scores
+from guerdon.rollouts import Rollouts
+from guerdon.spans import Spans
+
+Scope = Literal["row", "group", "batch"]
+UpdateAt = Literal["before_scoring", "after_scoring", "after_policy_step"]
+SCOPES: tuple[Scope, ...] = ("row", "group", "batch")
+Segmenter = Callable[[Rollouts], Spans]
+
+
+@runtime_checkable
+class Signal(Protocol):
+    """Where a reward comes from. Reads rollouts (and earlier scores) and returns named rewards."""
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards | Mapping[str, Rewards]: ...
+
+
+class Link(Protocol):
+    """One step between raw scores and advantages."""
+
+    def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model by role: where it comes from and when it changes. Which model is "the reference" is stated, never assumed.
+
+    Attributes:
+        source: hub id, path or an object of the caller's.
+        refresh: "frozen", "phase_start" (copied from the policy when a phase begins), "ema", "every:N" steps, or "trained".
+    """
+
+    source: Any
+    refresh: str = "frozen"
+
+    def __post_init__(self) -> None:
+        kind, _, count = self.refresh.partition(":")
+        if kind not in ("frozen", "phase_start", "ema", "every", "trained") or (kind == "every") != count.isdigit():
+            raise ChainError(f"refresh={self.refresh!r}: use frozen, phase_start, ema, every:N or trained")
+
+
+def scope_of(part: object) -> Scope:
+    scope = getattr(part, "scope", "row")
+    if scope not in SCOPES:
+        raise ChainError(f"{part!r}: scope must be one of {SCOPES}, got {scope!r}")
+    return scope
+
+
+def needs_of(part: object) -> frozenset[str]:
+    return frozenset(getattr(part, "needs", ()))
+
+
+@dataclass
+class System:
+    """A composition of signals and links, with its defaults; callable on rollouts.
+
+    Attributes:
+        signals: by name; run in order, a later one may read the scores of earlier ones.
+        chain: links, in the order the paper has them. An empty chain scores but cannot train.
+        segments: segmenters by name; None = the rollouts bring this segmentation themselves (an environment's turns).
+        objectives: auxiliary losses an engine adds, callables (models, batch) -> (loss, metrics).
+        models: by role.
+        name: shown in logs and reports.
+    """
+
+    signals: dict[str, Any]
+    chain: Sequence[Any] = ()
+    segments: dict[str, Segmenter | None] = field(default_factory=dict)
+    objectives: Sequence[Any] = ()
+    models: dict[str, Model] = field(default_factory=dict)
+    name: str = "system"
+
+    def __post_init__(self) -> None:
+        if not self.signals:
+            raise ChainError(f"{self.name}: a system needs at least one signal")
+        self.chain = list(self.chain)
+        if self.chain and not any(getattr(link, "handles_failure", False) for link in self.chain):
+            from guerdon.credit import OnFailure  # here: credit's links are written in terms of this module's types
+
+            self.chain.insert(0, OnFailure("row"))
+        self._state: dict[int, Any] = {
+            i: link.init_state() for i, link in enumerate(self.chain) if hasattr(link, "init_state")
+        }
+        self.scope: Scope = max((scope_of(part) for part in self.parts()), key=SCOPES.index)
+        self.needs: frozenset[str] = frozenset().union(*(needs_of(part) for part in self.parts()))
+        self._plan()
+
+    def parts(self) -> list[Any]:
+        return [*self.signals.values(), *self.chain, *self.objectives]
+
+    # -- construction checks -------------------------------------------------------------------------------------------
+
+    def _levels(self) -> dict[str, str]:
+        levels: dict[str, str] = {}
+        for name, signal in self.signals.items():
+            declared = getattr(signal, "level", "sequence")
+            for key, level in (
+                {name: declared}
+                if isinstance(declared, str)
+                else {f"{name}.{sub}": lvl for sub, lvl in declared.items()}
+            ).items():
+                if level not in ("sequence", "token") and level not in self.segments:
+                    raise ChainError(
+                        f"{self.name}: signal {key!r} scores {level!r} spans, but segments has {sorted(self.segments) or 'none'}; add segments={{{level!r}: ...}}"
+                    )
+                levels[key] = level
+        return levels
+
+    def _plan(self) -> None:
+        """Run the chain on levels alone, so that a wrong name or order is an error here."""
+        levels = self._levels()
+        for i, link in enumerate(self.chain):
+            if hasattr(link, "plan"):
+                try:
+                    levels = link.plan(dict(levels))
+                except ChainError as error:
+                    raise ChainError(f"{self.name}: link {i} {link!r}: {error}") from error
+        if self.chain and [level for level in levels.values()].count("token") != 1:
+            raise ChainError(
+                f"{self.name}: the chain must end with exactly one token-level source (the advantages), it ends with {levels}; place with ToTokens(...) and join with Fuse(...)"
+            )
+
+    def require(self, provided: frozenset[str] | set[str], engine: str) -> None:
+        """Raise CapabilityError unless everything this system needs is in `provided`."""
+        missing = self.needs - frozenset(provided)
+        if missing:
+            raise CapabilityError(
+                f"{self.name} needs {sorted(missing)}, which {engine} does not provide (it provides {sorted(provided) or 'nothing'})"
+            )
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def segmented(self, rollouts: Rollouts) -> Rollouts:
+        """The rollouts with this system's segmentations cut."""
+        cut = {
+            name: segmenter(rollouts).renamed(name)
+            for name, segmenter in self.segments.items()
+            if segmenter is not None and name not in rollouts.spans
+        }
+        for name, segmenter in self.segments.items():
+            if segmenter is None:
+                rollouts.segment(name)  # raises, naming what is missing
+        return rollouts.with_spans(**cut) if cut else rollouts
+
+    def row_signals(self) -> list[str]:
+        """The leading signals of row scope: an engine may run them on local rows before it gathers."""
+        names: list[str] = []
+        for name, signal in self.signals.items():
+            if scope_of(signal) != "row":
+                break
+            names.append(name)
+        return names
+
+    def score(self, rollouts: Rollouts, *, only: Sequence[str] | None = None, scores: Scores | None = None) -> Scores:
+        """Run the signals (all, or `only` these) on top of `scores`. Rollouts must be `segmented`."""
+        scores = scores or Scores.empty(rollouts)
+        for name in self.signals if only is None else only:
+            given = self.signals[name](rollouts, scores)
+            named = (
+                {name: given}
+                if isinstance(given, Rewards)
+                else {f"{name}.{sub}": rewards for sub, rewards in given.items()}
+            )
+            for key, rewards in named.items():
+                if len(rewards) != len(rollouts):
+                    raise ChainError(
+                        f"{self.name}: signal {key!r} returned {len(rewards)} rows for {len(rollouts)} rollouts"
+                    )
+                rewards = _explain(rewards, key)
+                scores = replace(scores, sources={**scores.sources, key: rewards}, raw={**scores.raw, key: rewards})
+        return scores
+
+    def credit(self, scores: Scores, rollouts: Rollouts) -> Scores:
+        """Run the chain. Pure: the states it computes are in the result, and `commit` makes them current."""
+        reward: Tensor | None = None
+        state: dict[int, Any] = {}
+        for i, link in enumerate(self.chain):
+            if reward is None and getattr(link, "centres", False):
+                reward = _row_reward(scores)
+            if i in self._state:
+                scores, state[i] = link(scores, rollouts, self._state[i])
+            else:
+                scores = link(scores, rollouts)
+        reward = scores.reward if scores.reward is not None else (_row_reward(scores) if reward is None else reward)
+        scores = replace(scores, reward=reward, state=state)
+        if self.chain:
+            _refuse_non_finite(scores, self.name)
+        return scores
+
+    def __call__(self, rollouts: Rollouts) -> Scores:
+        """Segment, score, credit. In training (rollouts.clock.training) an engine then calls `commit` once."""
+        rollouts = self.segmented(rollouts)
+        return self.credit(self.score(rollouts), rollouts)
+
+    def commit(self, scores: Scores) -> None:
+        """Make the states computed with `scores` current: once per training generation."""
+        self._state.update(scores.state)
+
+    # -- models, learning, checkpoints -----------------------------------------------------------------------------------
+
+    def bind(self, role: str, instrument: Any) -> None:
+        """Hand a model to every part that asks for the role."""
+        for part in self.parts():
+            if role in getattr(part, "roles", ()):
+                part.bind(role, instrument)
+
+    def update(self, rollouts: Rollouts, scores: Scores, at: UpdateAt) -> dict[str, float]:
+        """Let the parts that learn online do so; returns their metrics, prefixed with their names."""
+        metrics: dict[str, float] = {}
+        for name, signal in self.signals.items():
+            if getattr(signal, "update_at", None) == at:
+                metrics |= {f"{name}/{key}": value for key, value in signal.update(rollouts, scores).items()}
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        signals = {name: signal.state_dict() for name, signal in self.signals.items() if hasattr(signal, "state_dict")}
+        return {"links": dict(self._state), "signals": signals, "chain": [repr(link) for link in self.chain]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if list(state["chain"]) != [repr(link) for link in self.chain]:
+            raise ChainError(
+                f"{self.name}: the checkpoint was made by another chain:\n  then: {state['chain']}\n  now:  {[repr(link) for link in self.chain]}"
+            )
+        self._state.update(state["links"])
+        for name, inner in state["signals"].items():
+            self.signals[name].load_state_dict(inner)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}  (scope {self.scope}; needs {', '.join(sorted(self.needs)) or 'nothing'})"]
+        levels = self._levels()
+        for name, segmenter in self.segments.items():
+            lines.append(f"  cut     {name}: {segmenter if segmenter is not None else 'from the rollouts'}")
+        for name, signal in self.signals.items():
+            level = ", ".join(
+                f"{key.removeprefix(name)}{lvl}"
+                for key, lvl in levels.items()
+                if key == name or key.startswith(name + ".")
+            )
+            lines.append(f"  signal  {name}: {signal!r} -> {level}")
+        lines += [f"  link    {i}. {link!r}" for i, link in enumerate(self.chain, 1)]
+        lines += [f"  loss    + {objective!r}" for objective in self.objectives]
+        lines += [f"  model   {role}: {model.source} ({model.refresh})" for role, model in self.models.items()]
+        return "\n".join(lines)
+
+
+def _explain(rewards: Rewards, name: str) -> Rewards:
+    """A NaN without a reason gets one that names the signal at fault."""
+    unexplained = [cell for cell in map(tuple, rewards.failed.nonzero().tolist()) if cell not in rewards.reasons]
+    if not unexplained:
+        return rewards
+    return replace(
+        rewards, reasons={**rewards.reasons, **{cell: f"{name} returned NaN without a reason" for cell in unexplained}}
+    )  # type: ignore[misc]
+
+
+def _row_reward(scores: Scores) -> Tensor:
+    """[B]: the sum of the live sources' row totals; NaN where a kept source failed."""
+    totals = [rewards.row_total() for rewards in scores.sources.values() if rewards.kind != "advantage"]
+    return torch.stack(totals).sum(0) if totals else torch.full((len(scores),), float("nan"))
+
+
+def _refuse_non_finite(scores: Scores, name: str) -> None:
+    bad = ~torch.isfinite(scores.advantages)
+    if bool(bad.any()):
+        row, token = bad.nonzero()[0].tolist()
+        raise ChainError(
+            f"{name}: the advantage of row {row}, token {token} is {scores.advantages[row, token].item()}; a link let a failed score through (put OnFailure before links that do arithmetic)"
+        )
