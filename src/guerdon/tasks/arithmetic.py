@@ -1,0 +1,227 @@
+"""The built-in task "sums": add up single digits, one partial sum per line.
+
+    prompt      3+5+9+2=?\\n
+    solution    3+5=8\\n          a step: running value + next operand = new running value
+                8+9=17\\n
+                ok so far\\n      filler: says nothing new ("ok so far", "so 17 is 17")
+                17+2=19\\n
+                #19              the answer, the last line
+
+It is small enough for a policy of under a million parameters and yet has what makes reward designs differ: a wrong step
+can be followed by a right answer (luck, or a second error that cancels the first), lines can be filler, and there is no
+end to the filler one can write. Every line can be judged exactly, given the lines before it (`label_steps`), which gives
+process reward models their training data and their held-out accuracy.
+
+One step is one line, so the delimiter is a single newline, which is one character and therefore one token of the
+tokenizer in `tasks.tiny`; the answer ends with the end-of-sequence token, not with a newline.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from guerdon.tasks.base import Row, Task, Verdict, references
+
+DELIMITER = "\n"
+StepKind = Literal["correct", "wrong", "filler"]
+
+_STEP = re.compile(r"(\d{1,9})\+(\d{1,9})=(\d{1,9})")
+_ANSWER = re.compile(r"#(\d{1,9})")
+_RESTATE = re.compile(r"so (\d{1,9}) is (\d{1,9})")
+_FILLER = "ok so far"
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def make_prompt(operands: Sequence[int]) -> str:
+    """The prompt of a sum: ``3+5+9+2=?`` and a newline."""
+    return "+".join(str(n) for n in operands) + "=?\n"
+
+
+def parse_prompt(prompt: str) -> list[int]:
+    """The operands of a prompt of this task. Raises ValueError for any other text."""
+    body = prompt.strip()
+    if not re.fullmatch(r"\d{1,9}(\+\d{1,9})+=\?", body):
+        raise ValueError(f"not a prompt of the task 'sums' (such as '3+5+9=?'): {prompt!r}")
+    return [int(n) for n in body[:-2].split("+")]
+
+
+def is_held_out(prompt: str) -> bool:
+    """Whether a prompt belongs to the held-out tenth: a property of its text, the same for every seed and every use,
+    so that neither warm-start nor reward-model training can have seen it."""
+    return zlib.crc32(prompt.encode()) % 10 == 0
+
+
+def sample_prompts(count: int, rng: random.Random, *, held_out: bool, terms: tuple[int, int] = (3, 4)) -> list[str]:
+    """`count` different prompts of one side of the split, with terms[0]..terms[1] digits from 1 to 9."""
+    low, high = terms
+    room = sum(9**n for n in range(low, high + 1)) // 10  # about a tenth is held out
+    if count > (room if held_out else 9 * room) * 0.9:
+        raise ValueError(f"{count} different prompts asked for, but only about {room} are held out; ask for fewer")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        prompt = make_prompt([rng.randint(1, 9) for _ in range(rng.randint(low, high))])
+        if is_held_out(prompt) == held_out:
+            found[prompt] = None
+    return list(found)
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def verify_sum(completion: str, row: Row) -> Verdict:
+    """True success: the last line is ``#`` and the right total. Text after the answer means the answer is not final."""
+    right = references(row["answer"])
+    if not right or any(r is None for r in right):
+        return Verdict(float("nan"), "the row has no reference answer")
+    last = completion.rstrip("\n").rsplit("\n", 1)[-1]
+    match = _ANSWER.fullmatch(last)
+    if match is None:
+        return Verdict(0.0, f"the last line is not an answer: {last[:40]!r}")
+    if not any(int(match[1]) == int(r) for r in right):
+        return Verdict(0.0, f"answered {match[1]}, the total is {'/'.join(str(r) for r in right)}")
+    return Verdict(1.0)
+
+
+def label_steps(prompt: str, steps: Sequence[str]) -> list[StepKind]:
+    """What each line is, judged against the prompt and the lines before it.
+
+    A sum line is correct if it adds the next operand to the value reached so far, rightly. The answer is correct if all
+    operands have been used and it states the value reached. A line that only restates is filler. Everything else
+    (also an unfinished, empty or second answer line) is wrong. The value reached is what the last sum line *states*,
+    right or wrong, so one slip makes one wrong line. It follows that a solution with an answer and no wrong line has
+    the right answer, while a right answer does not imply that no line is wrong (a lucky answer).
+    """
+    operands = parse_prompt(prompt)
+    value, used, answered = operands[0], 1, False
+    kinds: list[StepKind] = []
+    for step in steps:
+        kind: StepKind = "wrong"
+        if match := _STEP.fullmatch(step):
+            a, b, c = (int(g) for g in match.groups())
+            if not answered and used < len(operands) and a == value and b == operands[used] and a + b == c:
+                kind = "correct"
+            value, used = c, used + 1
+        elif match := _ANSWER.fullmatch(step):
+            if not answered and used == len(operands) and int(match[1]) == value:
+                kind = "correct"
+            answered = True
+        elif step == _FILLER or ((match := _RESTATE.fullmatch(step)) and int(match[1]) == int(match[2]) == value):
+            kind = "filler"
+        kinds.append(kind)
+    return kinds
+
+
+def split_solution(completion: str) -> list[str]:
+    """The lines of a completion; no empty line for a newline at its very end."""
+    lines = completion.split(DELIMITER)
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+# --- demonstrations --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How flawed sampled solutions are; every field is a probability.
+
+    wrong_sum: of a sum line stating a wrong total. wrong_operand: of a sum line adding a wrong operand.
+    wrong_answer: of the answer differing from the value reached. lucky: of an answer after a wrong line being the right
+    total all the same. early: of answering before all operands are used. filler: of a filler line before each line
+    (drawn again after each, so runs occur). garbage: of a malformed, empty or cut line before each line.
+    after: of a line following the answer (drawn again after each).
+    """
+
+    wrong_sum: float = 0.0
+    wrong_operand: float = 0.0
+    wrong_answer: float = 0.0
+    lucky: float = 0.0
+    early: float = 0.0
+    filler: float = 0.0
+    garbage: float = 0.0
+    after: float = 0.0
+
+
+NO_NOISE = Noise()
+
+
+def solve(operands: Sequence[int], noise: Noise, rng: random.Random) -> list[str]:
+    """One step-by-step solution as its lines; with `NO_NOISE`, the right one."""
+    lines: list[str] = []
+    value, slipped = operands[0], False
+    last = len(operands)
+    if rng.random() < noise.early:
+        last = rng.randint(1, len(operands) - 1)
+    for operand in operands[1:last]:
+        lines += _interjections(value, noise, rng)
+        b = _other_than(operand, rng, 1, 9) if rng.random() < noise.wrong_operand else operand
+        total = value + b
+        if rng.random() < noise.wrong_sum:
+            total = _slip(total, rng)
+        slipped |= total != value + operand
+        lines.append(f"{value}+{b}={total}")
+        value = total
+    lines += _interjections(value, noise, rng)
+    answer = value
+    if slipped and rng.random() < noise.lucky:
+        answer = sum(operands)
+    elif rng.random() < noise.wrong_answer:
+        answer = _slip(value, rng)
+    lines.append(f"#{answer}")
+    while rng.random() < noise.after:
+        again = (_filler_line(value, rng), _filler_line(value, rng), f"#{answer}", f"{value}+1={value + 1}")
+        lines.append(rng.choice(again))
+    return lines
+
+
+def _interjections(value: int, noise: Noise, rng: random.Random) -> list[str]:
+    lines: list[str] = []
+    while rng.random() < noise.filler:
+        lines.append(_filler_line(value, rng))
+    if rng.random() < noise.garbage:
+        whole = (f"{value}+{rng.randint(1, 9)}={value + 1}", _filler_line(value, rng), f"so {value} is {value + 1}")
+        line = rng.choice(whole)
+        lines.append(rng.choice(("", line[: rng.randint(0, len(line) - 1)], line[::-1], f"{value}")))
+    return lines
+
+
+def _filler_line(value: int, rng: random.Random) -> str:
+    return _FILLER if rng.random() < 0.5 else f"so {value} is {value}"
+
+
+def _slip(total: int, rng: random.Random) -> int:
+    """A wrong total of the kinds people write: off by one or two, or a forgotten or extra carry."""
+    return max(0, total + rng.choice((-2, -1, -1, 1, 1, 2, -10, 10))) if total > 10 else total + rng.choice((1, 2, 10))
+
+
+def _other_than(n: int, rng: random.Random, low: int, high: int) -> int:
+    return rng.choice([m for m in range(low, high + 1) if m != n])
+
+
+# --- the task --------------------------------------------------------------------------------------------------------
+
+
+def sums(
+    *, train_size: int = 2048, held_out_size: int = 256, terms: tuple[int, int] = (3, 4), seed: int = 0
+) -> Task:
+    """The built-in task. Columns: prompt, answer (the total, as text). Same seed, same rows."""
+    rng = random.Random(seed)
+
+    def rows(count: int, held_out: bool) -> list[Row]:
+        prompts = sample_prompts(count, rng, held_out=held_out, terms=terms)
+        return [{"prompt": p, "answer": str(sum(parse_prompt(p)))} for p in prompts]
+
+    return Task(
+        name="sums",
+        train=rows(train_size, False),
+        held_out=rows(held_out_size, True),
+        verify=verify_sum,
+        max_completion_length=64,
+        delimiter=DELIMITER,
+    )

@@ -1,0 +1,104 @@
+"""What a policy trains on, and how we know whether it truly got better.
+
+A `Task` is two disjoint lists of rows (training and held-out prompts) and a verifier. The verifier measures *true
+success*: it is the yardstick of every report and is never fed into an advantage, so that a reward that is being
+hacked cannot hide. A row is a plain dict with at least ``prompt`` and ``answer`` (one reference, or a list of
+equally right ones); every other key is carried along as a column.
+
+Left out on purpose: sampling, chat templates beyond one user turn, and multi-turn environments (an engine's job).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Row = Mapping[str, Any]
+
+
+class Verdict(NamedTuple):
+    """A verifier's answer about one completion.
+
+    value: 1.0 right, 0.0 wrong (graded verifiers: anything in [0, 1]); NaN only when the *instrument* failed, such as
+        a missing reference. What the policy caused (no answer, gibberish) is a number.
+    reason: why the value is not a plain 1.0; may be empty for a right answer.
+    """
+
+    value: float
+    reason: str = ""
+
+
+Verifier = Callable[[str, Row], Verdict]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts with answers, split in two, and the verifier that says what true success is.
+
+    name: what `load_task` would be given to get this task again.
+    train, held_out: rows; no held-out prompt occurs in train (checked here).
+    verify: (completion text, row) -> Verdict.
+    max_completion_length: suggested cap on sampled tokens.
+    delimiter: the text that ends a reasoning step of this task.
+    instruction: appended to the prompt when it is shown to a chat model; empty for tasks with their own notation.
+    """
+
+    name: str
+    train: Sequence[Row]
+    held_out: Sequence[Row]
+    verify: Verifier
+    max_completion_length: int = 1024
+    delimiter: str = "\n\n"
+    instruction: str = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for split, rows in (("train", self.train), ("held_out", self.held_out)):
+            for i, row in enumerate(rows):
+                missing = {"prompt", "answer"} - row.keys()
+                if missing:
+                    raise ValueError(f"task {self.name!r}: {split} row {i} has no {sorted(missing)}; it has {sorted(row)}")
+        shared = {_prompt_key(r) for r in self.train} & {_prompt_key(r) for r in self.held_out}
+        if shared:
+            example = next(iter(shared))
+            raise ValueError(
+                f"task {self.name!r}: {len(shared)} held-out prompts also occur in the training prompts, such as "
+                f"{example!r}; true success would be measured on what was trained. Remove the duplicates."
+            )
+
+    def true_success(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
+        """The verifier's verdict on every completion; completions[i] answers rows[i]."""
+        if len(completions) != len(rows):
+            raise ValueError(f"{len(completions)} completions for {len(rows)} rows; there must be one row each")
+        return [self.verify(completion, row) for completion, row in zip(completions, rows, strict=True)]
+
+    def to_dataset(self, split: Literal["train", "held_out"] = "train", *, chat: bool = False) -> Dataset:
+        """The rows of a split as a `datasets.Dataset`, one column per key.
+
+        chat: give each prompt as one user message (with the task's instruction), the form TRL puts through a
+        tokenizer's chat template; otherwise prompts stay plain text.
+        """
+        from datasets import Dataset
+
+        rows = self.train if split == "train" else self.held_out
+        return Dataset.from_list([{**row, "prompt": self._shown(row["prompt"], chat)} for row in rows])
+
+    def _shown(self, prompt: Any, chat: bool) -> Any:
+        if not isinstance(prompt, str):  # already a list of messages
+            return prompt
+        text = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
+        return [{"role": "user", "content": text}] if chat else text
+
+
+def references(answer: Any) -> list[Any]:
+    """The equally right references in an ``answer`` cell: a list stays one, anything else becomes a list of one."""
+    return list(answer) if isinstance(answer, (list, tuple)) else [answer]
+
+
+def _prompt_key(row: Row) -> str:
+    prompt = row["prompt"]
+    return prompt if isinstance(prompt, str) else repr(prompt)

@@ -1,0 +1,260 @@
+"""The embedded policy: a character tokenizer, a Llama of under a million parameters, and its warm-start.
+
+`tiny_policy()` returns the path of a policy that has seen flawed step-by-step sums for a minute: it is right about two
+times in three, slips, gets lucky and writes filler now and then, so reward designs have something to improve and
+something to hack. It is a plain `transformers` directory (AutoModelForCausalLM, AutoTokenizer).
+
+Simplifications: one demonstration per row (no packing, hence no attention across examples and no second attention
+mask), one fixed row length, loss on the solution only, AdamW with a cosine schedule, no validation during training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from guerdon.extras import require
+from guerdon.tasks import arithmetic
+from guerdon.tasks.arithmetic import Noise
+from guerdon.tasks.cache import cached_artifact
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
+ALPHABET = "\n" + "".join(chr(code) for code in range(32, 127))
+
+
+def char_tokenizer() -> PreTrainedTokenizerFast:
+    """A fast tokenizer with one token per character: newline, printable ASCII, and an unknown token for the rest.
+
+    Pad (id 0) and end-of-sequence (id 1) differ, nothing is added at the beginning, padding is on the left, as
+    generation wants it; decoding gives back exactly the characters.
+    """
+    transformers = require("transformers", extra="train")
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate([PAD, EOS, UNKNOWN, *ALPHABET])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    """The shape of the tiny Llama; the default has 0.86M parameters."""
+
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    intermediate: int = 384
+    positions: int = 2048
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """The warm-start's settings: `steps` updates of `batch` demonstrations cut to `row_tokens`.
+
+    The noise is what the policy imitates: roughly a third of the solutions end wrong.
+    """
+
+    steps: int = 600
+    batch: int = 32
+    row_tokens: int = 64
+    lr: float = 3e-3
+    warmup: int = 30
+    weight_decay: float = 0.01
+    terms: tuple[int, int] = (3, 4)
+    noise: Noise = field(
+        default_factory=lambda: Noise(wrong_sum=0.09, wrong_operand=0.02, wrong_answer=0.03, lucky=0.25, filler=0.12)
+    )
+
+
+def tiny_policy(
+    seed: int = 0, steps: int = 600, *, config: TinyConfig | None = None, warm_start: WarmStart | None = None
+) -> str:
+    """Path of a warm-started tiny policy, trained on first use (about a minute on one thread) and cached.
+
+    Beside the weights lies ``card.json``: the settings, parameters, losses, and what 256 held-out samples at
+    temperature 1 were like.
+    """
+    config = config or TinyConfig()
+    warm_start = replace(warm_start or WarmStart(), steps=steps)
+    settings = {"seed": seed, "model": asdict(config), "warm_start": asdict(warm_start)}
+
+    def build(directory: Path) -> None:
+        model, tokenizer, losses = warm_start_policy(seed, config, warm_start)
+        card = {**settings, "parameters": sum(p.numel() for p in model.parameters())}
+        card["loss_first"], card["loss_last"] = losses[0], sum(losses[-20:]) / len(losses[-20:])
+        card["held_out"] = sample_statistics(model, tokenizer, arithmetic.sums(terms=warm_start.terms), seed=seed)
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory)
+        (directory / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+
+    return str(cached_artifact("tiny-policy", settings, [arithmetic, sys.modules[__name__]], build))
+
+
+def warm_start_policy(
+    seed: int, config: TinyConfig, settings: WarmStart
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[float]]:
+    """Train a fresh policy on noisy demonstrations, none of them of a held-out prompt.
+
+    Returns the model in eval mode, its tokenizer, and the loss of every step. The caller's random state is untouched.
+    """
+    tokenizer = char_tokenizer()
+    model = new_model(tokenizer, config, seed)
+    rng = random.Random(seed)
+
+    def batch() -> tuple[Tensor, Tensor]:
+        demonstrations = []
+        while len(demonstrations) < settings.batch:
+            operands = [rng.randint(1, 9) for _ in range(rng.randint(*settings.terms))]
+            prompt = arithmetic.make_prompt(operands)
+            if not arithmetic.is_held_out(prompt):
+                demonstrations.append((prompt, "\n".join(arithmetic.solve(operands, settings.noise, rng))))
+        return encode_rows(tokenizer, demonstrations, settings.row_tokens)
+
+    losses = []
+    schedule = Schedule(settings.lr, settings.steps, settings.warmup)
+    optimizer = adamw(model.parameters(), settings.lr, settings.weight_decay)
+    model.train()
+    for step in progress(settings.steps, "warm-starting the tiny policy"):
+        ids, targets = batch()
+        schedule.apply(optimizer, step)
+        logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return model.eval(), tokenizer, losses
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int) -> PreTrainedModel:
+    """An untrained tiny Llama. Same seed, same weights; the caller's random state is untouched."""
+    transformers = require("transformers", extra="train")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=config.hidden,
+                num_hidden_layers=config.layers,
+                num_attention_heads=config.heads,
+                num_key_value_heads=config.heads,
+                intermediate_size=config.intermediate,
+                max_position_embeddings=config.positions,
+                tie_word_embeddings=True,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                bos_token_id=None,
+            )
+        )
+
+
+def encode_rows(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]], width: int
+) -> tuple[Tensor, Tensor]:
+    """(prompt, solution) texts -> ids [B, W] and targets [B, W], W the longest row, at most `width`.
+
+    A row is prompt, solution, end-of-sequence, right-padded; targets are -100 except on the solution and its end. A row
+    that is cut teaches no end-of-sequence.
+    """
+    rows = []
+    for prompt, solution in examples:
+        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        tail = tokenizer(solution, add_special_tokens=False)["input_ids"]
+        rows.append((len(head), [*head, *tail, tokenizer.eos_token_id][:width]))
+    longest = max(len(ids) for _, ids in rows)
+    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    targets = torch.full((len(rows), longest), -100)
+    for i, (start, row) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        targets[i, start : len(row)] = ids[i, start : len(row)]
+    return ids, targets
+
+
+@torch.no_grad()
+def sample_statistics(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, task: Any, *, seed: int, count: int = 256
+) -> dict[str, float]:
+    """One sample at temperature 1 for each of `count` held-out prompts of "sums": true success, share of solutions with
+    filler or with a wrong line, share of the right answers that were lucky, mean tokens."""
+    rows = [task.held_out[i % len(task.held_out)] for i in range(count)]
+    inputs = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        output = model.generate(
+            **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=task.max_completion_length
+        )
+    ids = output[:, inputs["input_ids"].shape[1] :]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    right = [verdict.value == 1.0 for verdict in task.true_success(texts, rows)]
+    kinds = [
+        arithmetic.label_steps(row["prompt"], arithmetic.split_solution(text))
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    lucky = sum("wrong" in k for k, ok in zip(kinds, right, strict=True) if ok)
+    return {
+        "true_success": sum(right) / count,
+        "with_filler": sum("filler" in k for k in kinds) / count,
+        "with_wrong_line": sum("wrong" in k for k in kinds) / count,
+        "lucky_among_right": lucky / max(1, sum(right)),
+        "mean_tokens": float((ids != tokenizer.pad_token_id).sum(1).float().mean()),
+    }
+
+
+# --- training loop parts, shared with signals/learned ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up over `warmup` steps, then a cosine from `lr` to a hundredth of it at `steps`."""
+
+    lr: float
+    steps: int
+    warmup: int = 0
+
+    def at(self, step: int) -> float:
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.at(step)
+
+
+def adamw(parameters: Any, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with beta2 0.95, decay on matrices only."""
+    trained = [p for p in parameters if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95))
+
+
+def progress(steps: int, description: str) -> Any:
+    """`range(steps)` with a progress bar on standard error; silent where nobody is watching."""
+    track = require("rich.progress", extra="train").track
+    console = require("rich.console", extra="train").Console(stderr=True)
+    return track(range(steps), description, console=console, disable=not console.is_terminal)
