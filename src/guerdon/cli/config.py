@@ -1,0 +1,169 @@
+"""What a run is: one validated record for flags, YAML files and the copy saved beside every result.
+
+Flags win over the file, the file over the defaults. Unknown keys are errors. The resolved record is written to
+`config.yaml` in the run's folder; a rerun in that folder with another record is refused unless asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guerdon.errors import ConfigError
+
+CONFIG_NAME = "config.yaml"
+
+
+class RunConfig(BaseModel):
+    """One training run: one policy, one system, one seed. Defaults are the embedded default's (minutes on two cores)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    system: str = Field("outcome", description="published system or baseline, options after a colon: pure:credit=sum,temperature=0.1")
+    task: str = Field("sums", description="sums | reasoning-gym:NAME[,key=value] | a JSONL/Parquet file | a hub data set")
+    model: str = Field("tiny", description="tiny | smollm2 | a hub id | a path")
+    seed: int = Field(0, ge=0)
+    out: str | None = Field(None, description="folder of the run; default runs/SYSTEM-seedN")
+
+    steps: int = Field(60, ge=0, description="optimiser steps")
+    prompts_per_step: int = Field(8, ge=1, description="distinct prompts sampled for each optimiser step")
+    group_size: int = Field(8, ge=1, description="rollouts of each prompt (G)")
+    learning_rate: float | None = Field(None, gt=0, description="default: the model's suggested one (1e-3 tiny, 1e-6 others)")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_completion_length: int | None = Field(None, ge=1, description="tokens; default: the task's")
+    beta: float = Field(0.0, ge=0, description="coefficient of TRL's KL term to the reference (the starting policy)")
+    loss_type: str = Field("dapo", description="TRL's GRPO loss type")
+    lora_rank: int = Field(0, ge=0, description="0 = all weights are trained")
+    micro_batch: int | None = Field(None, ge=1, description="rollouts per forward; default all of a step (8 for models that are not tiny)")
+    grpo: dict[str, Any] = Field(default_factory=dict, description="further fields of trl.GRPOConfig")
+
+    eval_every: int = Field(5, ge=1, description="steps between measurements on held-out prompts")
+    eval_prompts: int = Field(128, ge=1, description="held-out prompts for each measurement")
+    kl_to_start: bool = Field(True, description="measure KL to the starting policy at each evaluation (one extra model in memory)")
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints: what a kill -9 may lose; default 1 for tiny, 10 otherwise")
+    log_rollouts_every: int = Field(5, ge=1, description="steps between rollouts kept for the report")
+    threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all")
+    columns: dict[str, str] = Field(default_factory=dict, description="names of the data's columns: {prompt: ..., answer: ...}")
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out or f"runs/{slug(self.system)}-seed{self.seed}")
+
+
+class CompareConfig(RunConfig):
+    """Several systems on one task with one budget, over seeds. `system`, `seed` and `out` of RunConfig are set for each run."""
+
+    systems: list[str] = Field(default_factory=lambda: ["outcome", "pure", "pure:credit=sum"])
+    seeds: int = Field(2, ge=1)
+    jobs: int | None = Field(None, ge=1, description="runs at once; default: one per core, one thread each")
+    out: str | None = Field("runs/compare")
+
+    def runs(self) -> list[RunConfig]:
+        """One RunConfig for each system and seed, seeds outermost so that a stopped comparison has whole seeds first."""
+        shared = self.model_dump(exclude={"systems", "seeds", "jobs", "system", "seed", "out"})
+        return [
+            RunConfig(**shared, system=system, seed=self.seed + k, out=str(self.folder / slug(system) / f"seed{self.seed + k}"))
+            for k in range(self.seeds)
+            for system in self.systems
+        ]
+
+
+def slug(spec: str) -> str:
+    """A folder name out of a system spec: `pure:credit=sum` -> `pure-credit-sum`."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in spec).strip("-")
+
+
+def parse_scalar(text: str) -> Any:
+    """A flag's value as YAML reads it: 1 -> int, 1e-3 -> float, true -> bool, [a, b] -> list."""
+    try:
+        return float(text) if _looks_scientific(text) else yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value {text!r}: {error}") from error
+
+
+def _looks_scientific(text: str) -> bool:
+    """YAML 1.1 reads 1e-3 as a string."""
+    head, e, tail = text.lower().partition("e")
+    return bool(e) and head.replace(".", "", 1).lstrip("+-").isdigit() and tail.lstrip("+-").isdigit()
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """`name:key=value,key=value` -> (name, options). A comma inside brackets does not separate."""
+    name, _, rest = spec.partition(":")
+    options: dict[str, Any] = {}
+    depth, item = 0, ""
+    for char in [*rest, ","]:
+        depth += (char in "[{(") - (char in "]})")
+        if char != "," or depth:
+            item += char
+            continue
+        if item:
+            key, equals, value = item.partition("=")
+            if not equals or not key.strip():
+                raise ConfigError(f"system {spec!r}: options are written key=value, got {item!r}")
+            options[key.strip()] = parse_scalar(value.strip())
+        item = ""
+    return name.strip(), options
+
+
+def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], sets: list[str]) -> Any:
+    """The record from a YAML file, flags (None = not given) and `--set key=value` pairs (dots nest).
+
+    Raises:
+        ConfigError: one line for each thing that is wrong, with the key and the value.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold a mapping of settings, it holds {type(values).__name__}")
+    values.update({key: value for key, value in flags.items() if value is not None})
+    for pair in sets:
+        dotted, equals, text = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes key=value, got {pair!r}")
+        *parents, key = dotted.strip().split(".")
+        target = values
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {pair!r}: {parent!r} is not a mapping")
+        target[key] = parse_scalar(text)
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        known = ", ".join(sorted(kind.model_fields))
+        hint = f"\nknown settings: {known}" if any(e["type"] == "extra_forbidden" for e in error.errors()) else ""
+        raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines) + hint) from error
+
+
+def save(config: RunConfig, folder: Path) -> None:
+    """Write the resolved record to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+# Settings that do not change what a run computes: they may differ when it is continued.
+HARMLESS = frozenset({"out", "threads", "jobs", "log_rollouts_every"})
+
+
+def check_same(config: RunConfig, folder: Path, *, restart: bool) -> Literal["new", "continue"]:
+    """Whether `folder` holds this very run already. Another run in it is an error that says what differs."""
+    path = folder / CONFIG_NAME
+    if restart or not path.exists():
+        return "new"
+    old = yaml.safe_load(path.read_text()) or {}
+    new = config.model_dump(mode="json")
+    differing = sorted(key for key in {*old, *new} - HARMLESS if old.get(key) != new.get(key))
+    if differing:
+        changes = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
+        raise ConfigError(f"{folder} holds a run with other settings ({changes}); use another --out, or --restart to throw it away")
+    return "continue"
