@@ -22,8 +22,12 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    system: str = Field("outcome", description="published system or baseline, options after a colon: pure:credit=sum,temperature=0.1")
-    task: str = Field("sums", description="sums | reasoning-gym:NAME[,key=value] | a JSONL/Parquet file | a hub data set")
+    system: str = Field(
+        "outcome", description="published system or baseline, options after a colon: pure:credit=sum,temperature=0.1"
+    )
+    task: str = Field(
+        "sums", description="sums | reasoning-gym:NAME[,key=value] | a JSONL/Parquet file | a hub data set"
+    )
     model: str = Field("tiny", description="tiny | smollm2 | a hub id | a path")
     seed: int = Field(0, ge=0)
     out: str | None = Field(None, description="folder of the run; default runs/SYSTEM-seedN")
@@ -31,23 +35,33 @@ class RunConfig(BaseModel):
     steps: int = Field(60, ge=0, description="optimiser steps")
     prompts_per_step: int = Field(8, ge=1, description="distinct prompts sampled for each optimiser step")
     group_size: int = Field(8, ge=1, description="rollouts of each prompt (G)")
-    learning_rate: float | None = Field(None, gt=0, description="default: the model's suggested one (1e-3 tiny, 1e-6 others)")
+    learning_rate: float | None = Field(
+        None, gt=0, description="default: the model's suggested one (1e-3 tiny, 1e-6 others)"
+    )
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     max_completion_length: int | None = Field(None, ge=1, description="tokens; default: the task's")
     beta: float = Field(0.0, ge=0, description="coefficient of TRL's KL term to the reference (the starting policy)")
     loss_type: str = Field("dapo", description="TRL's GRPO loss type")
     lora_rank: int = Field(0, ge=0, description="0 = all weights are trained")
-    micro_batch: int | None = Field(None, ge=1, description="rollouts per forward; default all of a step (8 for models that are not tiny)")
+    micro_batch: int | None = Field(
+        None, ge=1, description="rollouts per forward; default all of a step (8 for models that are not tiny)"
+    )
     grpo: dict[str, Any] = Field(default_factory=dict, description="further fields of trl.GRPOConfig")
 
     eval_every: int = Field(5, ge=1, description="steps between measurements on held-out prompts")
     eval_prompts: int = Field(128, ge=1, description="held-out prompts for each measurement")
-    kl_to_start: bool = Field(True, description="measure KL to the starting policy at each evaluation (one extra model in memory)")
-    save_every: int | None = Field(None, ge=1, description="steps between checkpoints: what a kill -9 may lose; default 1 for tiny, 10 otherwise")
+    kl_to_start: bool = Field(
+        True, description="measure KL to the starting policy at each evaluation (one extra model in memory)"
+    )
+    save_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints: what a kill -9 may lose; default 1 for tiny, 10 otherwise"
+    )
     log_rollouts_every: int = Field(5, ge=1, description="steps between rollouts kept for the report")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all")
-    columns: dict[str, str] = Field(default_factory=dict, description="names of the data's columns: {prompt: ..., answer: ...}")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="names of the data's columns: {prompt: ..., answer: ...}"
+    )
 
     @property
     def folder(self) -> Path:
@@ -66,7 +80,12 @@ class CompareConfig(RunConfig):
         """One RunConfig for each system and seed, seeds outermost so that a stopped comparison has whole seeds first."""
         shared = self.model_dump(exclude={"systems", "seeds", "jobs", "system", "seed", "out"})
         return [
-            RunConfig(**shared, system=system, seed=self.seed + k, out=str(self.folder / slug(system) / f"seed{self.seed + k}"))
+            RunConfig(
+                **shared,
+                system=system,
+                seed=self.seed + k,
+                out=str(self.folder / slug(system) / f"seed{self.seed + k}"),
+            )
             for k in range(self.seeds)
             for system in self.systems
         ]
@@ -139,7 +158,9 @@ def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], set
     try:
         return kind(**values)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        ]
         known = ", ".join(sorted(kind.model_fields))
         hint = f"\nknown settings: {known}" if any(e["type"] == "extra_forbidden" for e in error.errors()) else ""
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines) + hint) from error
@@ -148,7 +169,9 @@ def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], set
 def save(config: RunConfig, folder: Path) -> None:
     """Write the resolved record to the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    (folder / CONFIG_NAME).write_text(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    )
 
 
 # Settings that do not change what a run computes: they may differ when it is continued.
@@ -165,5 +188,7 @@ def check_same(config: RunConfig, folder: Path, *, restart: bool) -> Literal["ne
     differing = sorted(key for key in {*old, *new} - HARMLESS if old.get(key) != new.get(key))
     if differing:
         changes = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
-        raise ConfigError(f"{folder} holds a run with other settings ({changes}); use another --out, or --restart to throw it away")
+        raise ConfigError(
+            f"{folder} holds a run with other settings ({changes}); use another --out, or --restart to throw it away"
+        )
     return "continue"
