@@ -1,0 +1,259 @@
+"""The `guerdon` command: one function a command, each a thin layer over a function that can be called from Python.
+
+Exit codes: 0 done, 1 it ran and something is wrong (a vector fails, a run failed), 2 it was asked wrongly, 130 Ctrl-C (the
+run is saved; the same command continues it).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from guerdon.errors import GuerdonError
+
+app = typer.Typer(
+    name="guerdon",
+    help="Reward design for reinforcement learning: train under published reward systems, compare them, score files.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console(stderr=True)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; any setting, see --help of the flags")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value for any setting; dots nest: --set grpo.num_iterations=2")
+]
+Steps = Annotated[int | None, typer.Option(help="optimiser steps")]
+Task = Annotated[
+    str | None, typer.Option(help="sums | reasoning-gym:NAME[,key=value] | FILE.jsonl | FILE.parquet | hub data set")
+]
+ModelName = Annotated[str | None, typer.Option("--model", help="tiny | smollm2 | hub id | path")]
+Out = Annotated[str | None, typer.Option(help="folder for results")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of torch")]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="also write the numbers to this file")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no table")]
+Restart = Annotated[bool, typer.Option("--restart", help="throw away what the folder holds")]
+GroupSize = Annotated[int | None, typer.Option(help="rollouts of each prompt")]
+PromptsPerStep = Annotated[int | None, typer.Option(help="prompts of each optimiser step")]
+LearningRate = Annotated[float | None, typer.Option(help="default: the model's suggested one")]
+EvalEvery = Annotated[int | None, typer.Option(help="steps between measurements on held-out prompts")]
+
+
+@app.command(epilog="Example: guerdon train --system pure --steps 60 --out runs/pure")
+def train(
+    system: Annotated[str | None, typer.Option(help="a system of `guerdon systems`, options after a colon")] = None,
+    task: Task = None,
+    model: ModelName = None,
+    steps: Steps = None,
+    seed: Annotated[int | None, typer.Option(help="seed of sampling and training")] = None,
+    out: Out = None,
+    group_size: GroupSize = None,
+    prompts_per_step: PromptsPerStep = None,
+    learning_rate: LearningRate = None,
+    eval_every: EvalEvery = None,
+    lora_rank: Annotated[int | None, typer.Option(help="0 = train all weights")] = None,
+    threads: Threads = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a policy under a reward system; true success beside reward, and a report at the end.
+
+    Ctrl-C saves and stops; the same command continues.
+    """
+    from guerdon.cli.config import RunConfig, resolve
+
+    flags = {
+        "system": system, "task": task, "model": model, "steps": steps, "seed": seed, "out": out, "group_size": group_size,
+        "prompts_per_step": prompts_per_step, "learning_rate": learning_rate, "eval_every": eval_every, "lora_rank": lora_rank,
+        "threads": threads,
+    }  # fmt: skip
+    settings = resolve(RunConfig, config, flags, set_ or [])
+    from guerdon.cli.train import train_run
+
+    train_run(settings, restart=restart, quiet=quiet, console=console)
+
+
+@app.command(epilog="Example: guerdon compare outcome pure pure:credit=sum --seeds 2 --steps 60")
+def compare(
+    systems: Annotated[list[str] | None, typer.Argument(help="systems to compare, options after a colon")] = None,
+    systems_option: Annotated[
+        str | None, typer.Option("--systems", help="the same as one comma-separated list")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="runs of each system")] = None,
+    task: Task = None,
+    model: ModelName = None,
+    steps: Steps = None,
+    out: Out = None,
+    group_size: GroupSize = None,
+    prompts_per_step: PromptsPerStep = None,
+    learning_rate: LearningRate = None,
+    eval_every: EvalEvery = None,
+    jobs: Annotated[int | None, typer.Option(help="runs at once; default one per core")] = None,
+    threads: Threads = None,
+    config: ConfigFile = None,
+    set_: Sets = None,
+    json_out: JsonOut = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+) -> None:
+    """Several systems, the same task and budget, several seeds: intervals, a verdict for each, one report."""
+    from guerdon.cli.config import CompareConfig, resolve
+
+    names = list(systems or []) or (split_specs(systems_option) if systems_option else None)
+    flags = {
+        "systems": names, "seeds": seeds, "task": task, "model": model, "steps": steps, "out": out, "group_size": group_size,
+        "prompts_per_step": prompts_per_step, "learning_rate": learning_rate, "eval_every": eval_every, "jobs": jobs,
+        "threads": threads,
+    }  # fmt: skip
+    settings = resolve(CompareConfig, config, flags, set_ or [])
+    from guerdon.cli.compare import compare_systems
+
+    failed = compare_systems(settings, json_out=json_out, restart=restart, quiet=quiet, console=console)
+    raise typer.Exit(1 if failed else 0)
+
+
+def split_specs(text: str) -> list[str]:
+    """`a,b:x=1,c` -> [a, b:x=1, c]: a part with `=` and without `:` goes on with the options of the one before."""
+    specs: list[str] = []
+    for part in text.split(","):
+        if specs and "=" in part and ":" not in part:
+            specs[-1] += f",{part}"
+        elif part.strip():
+            specs.append(part.strip())
+    return specs
+
+
+@app.command(epilog="Example: guerdon score rollouts.jsonl scored.jsonl --reward math --set reference=answer")
+def score(
+    source: Annotated[Path, typer.Argument(help="JSONL or Parquet of rollouts")],
+    target: Annotated[Path, typer.Argument(help="file to write; the ending says the format")],
+    reward: Annotated[
+        str, typer.Option(help="a signal or a system, options after a colon: math, qa:reference=gold, pure")
+    ],
+    prompt: Annotated[str, typer.Option(help="name of the prompt column")] = "prompt",
+    completion: Annotated[str, typer.Option(help="name of the completion column")] = "completion",
+    group: Annotated[
+        str | None, typer.Option(help="column that names a rollout's group; default: equal prompts in a row")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="rows scored at once")] = 256,
+    model: ModelName = None,
+    set_: Sets = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a file of rollouts: every input column is kept; `reward`, `reward_level` and `reward_reason` are added.
+
+    A score that cannot be computed is empty with a reason, never 0. Rerunning goes on where the last run stopped.
+    """
+    from guerdon.cli.score import score_command
+
+    score_command(
+        source, target, reward, prompt=prompt, completion=completion, group=group, batch_size=batch_size, model=model,
+        sets=set_ or [], restart=restart, quiet=quiet, console=console,
+    )  # fmt: skip
+
+
+@app.command()
+def systems(
+    name: Annotated[str | None, typer.Argument(help="show one system: what it composes, with its defaults")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print a list of objects")] = False,
+) -> None:
+    """The published systems: what each is, whether its vectors pass, whether its claim was reproduced."""
+    from guerdon.cli.catalogue import show_systems
+
+    show_systems(name, as_json=as_json)
+
+
+@app.command(epilog="Example: guerdon conform tests/vectors/*.json")
+def conform(files: Annotated[list[Path], typer.Argument(help="vector files")]) -> None:
+    """Run conformance vectors: a line per function, exit code 1 on any failure or unknown function."""
+    from guerdon.conformance import main as run_files
+
+    raise typer.Exit(run_files(files))
+
+
+@app.command(epilog="Example: guerdon reproduce pure")
+def reproduce(
+    names: Annotated[list[str], typer.Argument(help="systems, or 'all'")],
+    seeds: Annotated[int | None, typer.Option(help="default: the reproduction's own")] = None,
+    smoke: Annotated[
+        bool, typer.Option(help="a small version that only shows that it runs; not written to results/")
+    ] = False,
+    out: Out = None,
+) -> None:
+    """Reproduce a system's claim against the baseline it beats; writes results/NAME.json and a figure."""
+    from guerdon.cli.catalogue import run_reproductions
+
+    raise typer.Exit(run_reproductions(names, seeds=seeds, smoke=smoke, out=out, console=console))
+
+
+@app.command(epilog="Example: guerdon bench math --json benchmarks/results/math.json")
+def bench(
+    name: Annotated[str, typer.Argument(help="a benchmark; 'list' shows them")],
+    json_out: JsonOut = None,
+) -> None:
+    """Measure speed against the peer that is replaced, in one run, as a ratio."""
+    from guerdon.cli.catalogue import run_benchmark
+
+    raise typer.Exit(run_benchmark(name, json_out))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="folder of a run or of a comparison")],
+    out: Annotated[Path | None, typer.Option(help="default: report.html in the folder")] = None,
+) -> None:
+    """Write the report of a run or a comparison anew, finished or not."""
+    from guerdon.cli.compare import write_report
+
+    print(write_report(folder, out))
+
+
+def main() -> None:
+    """Entry point: errors of ours are one paragraph without a traceback (GUERDON_TRACEBACK=1 shows it)."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (KeyboardInterrupt, typer.Abort):
+        console.print("\nstopped; what was done is saved, and the same command goes on from there")
+        sys.exit(130)
+    except (GuerdonError, ImportError) as error:
+        if os.environ.get("GUERDON_TRACEBACK"):
+            raise
+        console.print(f"[bold red]error:[/] {_plain(error)}", highlight=False)
+        sys.exit(2)
+    except SystemExit:
+        raise
+    except Exception as error:
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        if hasattr(error, "show"):  # a usage error of the command line itself
+            error.show()
+        sys.exit(code)
+
+
+def _plain(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+def dump(record: Any, path: Path) -> None:
+    """Write numbers as JSON, NaN as null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
