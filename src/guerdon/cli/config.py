@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guerdon.errors import ConfigError
+from guerdon.systems.spec import parse_scalar
 
 CONFIG_NAME = "config.yaml"
 
@@ -94,39 +95,6 @@ class CompareConfig(RunConfig):
 def slug(spec: str) -> str:
     """A folder name out of a system spec: `pure:credit=sum` -> `pure-credit-sum`."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in spec).strip("-")
-
-
-def parse_scalar(text: str) -> Any:
-    """A flag's value as YAML reads it: 1 -> int, 1e-3 -> float, true -> bool, [a, b] -> list."""
-    try:
-        return float(text) if _looks_scientific(text) else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read the value {text!r}: {error}") from error
-
-
-def _looks_scientific(text: str) -> bool:
-    """YAML 1.1 reads 1e-3 as a string."""
-    head, e, tail = text.lower().partition("e")
-    return bool(e) and head.replace(".", "", 1).lstrip("+-").isdigit() and tail.lstrip("+-").isdigit()
-
-
-def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """`name:key=value,key=value` -> (name, options). A comma inside brackets does not separate."""
-    name, _, rest = spec.partition(":")
-    options: dict[str, Any] = {}
-    depth, item = 0, ""
-    for char in [*rest, ","]:
-        depth += (char in "[{(") - (char in "]})")
-        if char != "," or depth:
-            item += char
-            continue
-        if item:
-            key, equals, value = item.partition("=")
-            if not equals or not key.strip():
-                raise ConfigError(f"system {spec!r}: options are written key=value, got {item!r}")
-            options[key.strip()] = parse_scalar(value.strip())
-        item = ""
-    return name.strip(), options
 
 
 def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], sets: list[str]) -> Any:

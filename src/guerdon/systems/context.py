@@ -1,0 +1,131 @@
+"""From a word on the command line to a System that can be trained on a task.
+
+A published system is a function with keyword parameters (`prm`, `verifier`, `temperature`, ...). What a user did not give
+and the task or the model can provide - the task's verifier, its step delimiter, a small reward model trained for it - is
+filled in by parameter name. So nothing outside `systems/` knows a system by name, and a system asks for what it needs by
+naming it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from guerdon.errors import ConfigError
+from guerdon.rewards import Rewards, Scores
+from guerdon.rollouts import Rollouts
+from guerdon.system import System
+
+if TYPE_CHECKING:
+    from guerdon.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class TaskReward:
+    """The task's own verifier as an outcome reward: 1 right, 0 wrong, NaN where the verifier itself failed.
+
+    An outcome-only run optimises the very thing that true success measures; it is the yardstick of a comparison.
+    """
+
+    task: Task
+    scope = "row"
+    level = "sequence"
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
+        keys = list(rollouts.columns)
+        rows = [dict(zip(keys, cells, strict=True)) for cells in zip(*rollouts.columns.values(), strict=True)]
+        rows = [
+            {"prompt": prompt, **row}
+            for prompt, row in zip(rollouts.prompts, rows or [{}] * len(rollouts), strict=True)
+        ]
+        verdicts = self.task.true_success(rollouts.completions, rows)
+        return Rewards.sequence([v.value for v in verdicts], rollouts, [v.reason or None for v in verdicts])
+
+    def __repr__(self) -> str:
+        return f"TaskReward({self.task.name!r})"
+
+
+@dataclass
+class Context:
+    """What a run can offer to the system it builds.
+
+    Attributes:
+        task: prompts and the verifier of true success.
+        tokenizer: the policy's.
+        policy: path or hub id of the starting policy.
+        model: the word the user chose it by ("tiny", ...).
+        offers: further providers by parameter name; they win over the built-in ones.
+    """
+
+    task: Task
+    tokenizer: Any
+    policy: str
+    model: str = "tiny"
+    offers: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+
+    def provide(self, name: str) -> Any:
+        """What parameter `name` of a system gets, or `inspect.Parameter.empty` where nothing can be offered."""
+        own: dict[str, Callable[[], Any]] = {
+            "verifier": lambda: TaskReward(self.task),
+            "tokenizer": lambda: self.tokenizer,
+            "delimiter": lambda: self.task.delimiter,
+            "prm": self._process_reward_model,
+            **self.offers,
+        }
+        return own[name]() if name in own else inspect.Parameter.empty
+
+    def _process_reward_model(self) -> Any:
+        """The small process reward model trained for the built-in task; others have to be named."""
+        if self.task.name.partition(":")[0] != "sums" or self.model != "tiny":
+            return inspect.Parameter.empty
+        from guerdon.signals.learned.tiny_prm import tiny_prm
+
+        return str(tiny_prm())
+
+
+def fill(builder: Callable[..., System], context: Context, options: Mapping[str, Any], name: str) -> System:
+    """Call a system's builder with the user's options and what the context offers for the rest.
+
+    Raises:
+        ConfigError: an option the system does not have, or a parameter it needs that nobody gave.
+    """
+    parameters = inspect.signature(builder).parameters
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise ConfigError(f"{name} has no option {', '.join(unknown)}; its options: {', '.join(parameters)}")
+    given = dict(options)
+    for key, parameter in parameters.items():
+        # An optional part (default None) is only filled in when asked for by the value "task".
+        wanted = parameter.default is inspect.Parameter.empty or given.get(key) == "task"
+        if not wanted or (key in given and given[key] != "task"):
+            continue
+        offer = context.provide(key)
+        if offer is inspect.Parameter.empty:
+            raise ConfigError(
+                f"{name} needs {key}=..., and the task {context.task.name!r} with model {context.model!r} offers none; write {name}:{key}=PATH_OR_HUB_ID"
+            )
+        given[key] = offer
+    return builder(**given)
+
+
+def build(spec: str, context: Context) -> System:
+    """`name:key=value,...` -> System.
+
+    Raises:
+        ConfigError: an unknown system (with the known ones), a wrong option or a missing one.
+    """
+    from guerdon.systems.base import builder_of
+    from guerdon.systems.spec import parse_spec
+
+    name, options = parse_spec(spec)
+    system = fill(builder_of(name), context, options, name)
+    system.name = spec
+    return system
+
+
+def check_specs(specs: Sequence[str], context: Context) -> None:
+    """Build every system once, so that a typing error ends a comparison before it has begun."""
+    for spec in specs:
+        build(spec, context)
