@@ -1,0 +1,224 @@
+"""`guerdon train`: one policy, one system, one seed, in a folder that can be killed at any time and gone on with.
+
+Order matters: everything that can be refused (configuration, system, task, model) is refused before anything is sampled.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from guerdon.cli import config as settings
+from guerdon.cli.config import RunConfig
+from guerdon.cli.runfolder import last_record, provenance, read_manifest, write_manifest
+from guerdon.errors import ConfigError
+
+if TYPE_CHECKING:
+    from guerdon.system import System
+    from guerdon.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a configuration stands for, once resolved."""
+
+    task: Task
+    policy: str  # a path or hub id that transformers loads
+    tokenizer: Any
+    system: System
+    chat: bool  # prompts go through the tokenizer's chat template
+
+
+def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console) -> dict[str, Any]:
+    """Train, measure, report. Returns the run's manifest.
+
+    Raises:
+        ConfigError: the folder holds another run, or a setting is wrong.
+        KeyboardInterrupt: after the run was saved; the same call continues it.
+    """
+    folder = config.folder
+    if settings.check_same(config, folder, restart=restart) == "new" and restart and folder.exists():
+        shutil.rmtree(folder)
+    if read_manifest(folder).get("status") == "done":
+        console.print(f"{folder} is done already; --restart runs it anew")
+        return read_manifest(folder)
+    settings.save(config, folder)
+    write_manifest(
+        folder,
+        system=config.system,
+        task=config.task,
+        model=config.model,
+        seed=config.seed,
+        status="running",
+        **provenance(),
+    )
+    try:
+        parts = resolve_parts(config)
+        write_manifest(folder, description=str(parts.system), policy=str(parts.policy))
+        started = time.monotonic()
+        status = _train(config, parts, folder, quiet=quiet, console=console)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        write_manifest(
+            folder,
+            status="interrupted" if stopped else "failed",
+            error=None if stopped else f"{type(error).__name__}: {error}",
+        )
+        raise
+    write_manifest(
+        folder,
+        status=status,
+        finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        seconds=round(time.monotonic() - started, 1),
+    )
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    if not quiet:
+        from guerdon.cli.compare import print_table, summarise, write_report
+
+        print_table(summarise([folder]), console)
+        console.print(f"report: {write_report(folder)}")
+    return read_manifest(folder)
+
+
+def resolve_parts(config: RunConfig) -> Parts:
+    """Task, starting policy, tokenizer and system; whatever has to be made first (the tiny policy, its PRM) is made and cached."""
+    from guerdon.lm.load import load_tokenizer, materialise
+    from guerdon.systems.context import Context, build
+    from guerdon.tasks import load_task
+
+    task = load_task(config.task, columns=config.columns)
+    if config.model == "tiny":
+        if config.task.partition(":")[0] != "sums":
+            raise ConfigError(
+                f"the tiny policy only knows the built-in task 'sums'; for task {config.task!r} choose --model smollm2, a hub id or a path"
+            )
+        from guerdon.tasks.tiny import tiny_policy
+
+        policy = tiny_policy()
+    else:
+        policy = materialise(config.model)
+    tokenizer = load_tokenizer(policy)
+    system = build(config.system, Context(task, tokenizer, policy, config.model))
+    if not system.chain:
+        raise ConfigError(f"{config.system} has no chain: it scores, and cannot train")
+    return Parts(task, policy, tokenizer, system, chat=bool(getattr(tokenizer, "chat_template", None)))
+
+
+def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, console: Console) -> str:
+    import torch
+
+    from guerdon.engines.trl import CreditTrainer, Evaluator
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    args = grpo_config(config, parts, folder)
+    evaluator = Evaluator(
+        rows=parts.task.to_rows("held_out", chat=parts.chat)[: config.eval_prompts],
+        truth=parts.task.true_success,
+        every=config.eval_every,
+        path=folder / "eval.jsonl",
+        initial_policy=parts.policy if config.kl_to_start else None,
+        group_size=config.group_size if parts.system.scope != "row" else 1,
+        seed=config.seed,
+    )
+    trainer = CreditTrainer(
+        parts.policy,
+        parts.system,
+        args=args,
+        train_dataset=parts.task.to_dataset("train", chat=parts.chat),
+        processing_class=parts.tokenizer,
+        peft_config=_lora(config),
+        truth=parts.task.true_success,
+        evaluator=evaluator,
+        log_folder=folder,
+        log_rollouts_every=config.log_rollouts_every,
+        callbacks=[] if quiet else [_bar_callback(config, folder, console)],
+    )
+    status = trainer.train_or_resume()
+    if status == "done":
+        trainer.save_model(str(folder / "policy"))
+    return status
+
+
+def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
+    """The trl.GRPOConfig of a run: our few words, then whatever `grpo` says."""
+    import torch
+    from trl import GRPOConfig
+
+    tiny = config.model == "tiny"
+    rollouts = config.prompts_per_step * config.group_size
+    micro = config.micro_batch or (rollouts if tiny else min(8, rollouts))
+    if rollouts % micro:
+        raise ConfigError(
+            f"micro_batch={micro} does not divide the {rollouts} rollouts of a step ({config.prompts_per_step} prompts x {config.group_size})"
+        )
+    values: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "max_steps": config.steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": rollouts // micro,
+        "num_generations": config.group_size,
+        "max_completion_length": config.max_completion_length or parts.task.max_completion_length,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "beta": config.beta,
+        "loss_type": config.loss_type,
+        "learning_rate": config.learning_rate or (1e-3 if tiny else 1e-6),
+        "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
+        "seed": config.seed,
+        "save_steps": config.save_every or (1 if tiny else 10),
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "gradient_checkpointing": not tiny,
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+    }
+    try:
+        return GRPOConfig(**{**values, **config.grpo})
+    except TypeError as error:
+        raise ConfigError(f"grpo: {error}") from error
+
+
+def _lora(config: RunConfig) -> Any:
+    if not config.lora_rank:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora_rank, lora_alpha=2 * config.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
+def _bar_callback(config: RunConfig, folder: Path, console: Console) -> Any:
+    """A progress bar that shows what matters beside the step: true success, reward, length."""
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+            columns += (TextColumn("{task.fields[seen]}"), TimeElapsedColumn(), TimeRemainingColumn())  # type: ignore[assignment]
+            self.progress = Progress(*columns, console=console)
+            self.task = self.progress.add_task(config.system, total=config.steps, completed=state.global_step, seen="")
+            self.progress.start()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            step, truth = last_record(folder / "metrics.jsonl"), last_record(folder / "eval.jsonl").get("true_success")
+            seen = [f"reward {step['reward']:.3f}"] if step.get("reward") is not None else []
+            seen += [f"length {step['length']:.0f}"] if step.get("length") is not None else []
+            seen += [f"true success {truth['mean']:.2f}"] if truth and truth.get("mean") is not None else []
+            self.progress.update(self.task, completed=state.global_step, seen="  ".join(seen))
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.progress.stop()
+
+    return Bar()
