@@ -1,0 +1,105 @@
+"""How a completion looks: tag layouts, length, repetition. Pure functions of text; they need no reference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Literal
+
+FormatMode = Literal["R1", "R1_nothink"]
+LengthUnit = Literal["token", "char", "word"]
+_LAYOUT: dict[str, tuple[str, ...]] = {
+    "R1": ("<think>", "</think>", "<answer>", "</answer>"),
+    "R1_nothink": ("<answer>", "</answer>"),
+}
+
+
+def format_reward(response: str, format_mode: FormatMode = "R1") -> float:
+    """1.0 if every tag of the mode occurs exactly once and in order, else 0.0.
+
+    "R1": the text starts with <think>, then </think>, <answer>, </answer>; anything between and after. "R1_nothink": only the
+    answer tags, any prefix allowed. With single occurrences this equals a full match of `<think>.*</think>.*<answer>.*</answer>.*`
+    with dot matching newlines, in linear time. Contents may be empty.
+
+    Source: RLPR (arXiv 2506.18254), official code verl/workers/reward_manager/prob.py, format_reward.
+    """
+    if format_mode not in _LAYOUT:
+        raise ValueError(f"format_mode={format_mode!r}: use one of {sorted(_LAYOUT)}")
+    tags = _LAYOUT[format_mode]
+    if any(response.count(tag) != 1 for tag in tags):
+        return 0.0
+    places = [response.index(tag) for tag in tags]
+    return float(places == sorted(places) and (format_mode != "R1" or places[0] == 0))
+
+
+def answer_tag_format(response: str) -> float:
+    """1.0 if there is exactly one <answer>...</answer> and its content is not blank, else 0.0."""
+    if format_reward(response, "R1_nothink") == 0.0:
+        return 0.0
+    return float(bool(response[response.index("<answer>") + 8 : response.index("</answer>")].strip()))
+
+
+def think_format(response: str, *, opened_by_prompt: bool = False) -> float:
+    """1.0 for `<think>reasoning</think>answer`: each tag exactly once, the text starts with <think>, both parts not blank.
+
+    Args:
+        opened_by_prompt: the chat template already wrote <think>, so the completion must hold </think> only.
+    """
+    if response.count("</think>") != 1 or response.count("<think>") != (0 if opened_by_prompt else 1):
+        return 0.0
+    head, _, answer = response.partition("</think>")
+    if not opened_by_prompt:
+        if not head.startswith("<think>"):
+            return 0.0
+        head = head.removeprefix("<think>")
+    return float(bool(head.strip()) and bool(answer.strip()))
+
+
+def repetition_penalty(text: str, window_size: int = 10, max_repetitions_limit: int = 6) -> int:
+    """-1 if any window of `window_size` consecutive words occurs at least `max_repetitions_limit` times, else 0.
+
+    Words: the text split on white space, then each piece on "_" (empty pieces of a split on "_" count as words, as in the
+    source). A text of at most `window_size` words gives 0. Occurrences may overlap.
+
+    Source: RLPR, official code verl/utils/reward_score/repetition.py, detect_repetition_with_hash; its trainer passes 10.
+    """
+    if window_size < 1 or max_repetitions_limit < 1:
+        raise ValueError(f"window_size={window_size} and max_repetitions_limit={max_repetitions_limit} must be at least 1")
+    words = [word for piece in text.split() for word in piece.split("_")]
+    if len(words) <= window_size:
+        return 0
+    counts = Counter(tuple(words[i : i + window_size]) for i in range(len(words) - window_size + 1))
+    return -1 if max(counts.values()) >= max_repetitions_limit else 0
+
+
+def repeated_fraction(text: str, n: int = 4) -> float:
+    """Fraction of word n-grams that repeat an earlier one: 1 - distinct / total, in [0, 1); 0 below n + 1 words."""
+    if n < 1:
+        raise ValueError(f"n={n} must be at least 1")
+    words = text.split()
+    total = len(words) - n + 1
+    if total <= 1:
+        return 0.0
+    return 1.0 - len({tuple(words[i : i + n]) for i in range(total)}) / total
+
+
+def length_reward(length: int, *, target: int | None = None, cap: int | None = None, buffer: int = 0) -> float:
+    """A penalty in [-1, 0] for a length (tokens, characters or words).
+
+    With `target`: -min(1, |length - target| / target). With `cap`: 0 up to cap - buffer, then linear, -1 from cap on (DAPO's soft
+    overlong punishment, arXiv 2503.14476 eq. 13; buffer = 0 is a hard cap, where a length of exactly cap is still 0).
+
+    Raises:
+        ValueError: unless exactly one of target (> 0) and cap (> buffer >= 0) is given.
+    """
+    if (target is None) == (cap is None):
+        raise ValueError("give exactly one of target and cap")
+    if target is not None:
+        if target <= 0:
+            raise ValueError(f"target={target} must be positive")
+        return -min(1.0, abs(length - target) / target)
+    assert cap is not None
+    if not 0 <= buffer < cap:
+        raise ValueError(f"buffer={buffer} must be at least 0 and below cap={cap}")
+    if length <= cap - buffer:
+        return 0.0
+    return -min(1.0, (length - (cap - buffer)) / buffer) if buffer else -1.0

@@ -1,0 +1,150 @@
+"""Is a mathematical answer right? math-verify, made safe to call on anything a policy writes.
+
+Order of work: cap the text (`answer_window`), extract the answer where a rule is given, try the fast path, then one pool task
+for each different (answer, reference) pair of the whole batch.
+
+Time-outs. A check that exceeds its time says nothing about the answer, so it is NaN by default. But a policy could learn to
+write towers of exponents to have its failures dropped: `on_timeout="zero"` calls such an answer wrong, provided that the
+reference alone can be parsed in time. The same option covers a worker killed by the answer and an exception while comparing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from guerdon.signals.verifiable.extraction import Extract, answer_window, extractor
+from guerdon.signals.verifiable.fast import fast_verdict
+from guerdon.signals.verifiable.pool import WorkerPool, shared_pool
+from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure, shown
+
+OnTimeout = Literal["nan", "zero"]
+_WORKER = Path(__file__).with_name("worker.py")
+
+
+@dataclass(frozen=True)
+class MathOptions:
+    """How mathematical answers are read and compared.
+
+    Attributes:
+        extract: where the answer is; None = math-verify's own rules on the whole text (a box, "the answer is", the last
+            expression). See `extraction.extractor`.
+        max_chars: a longer completion is cut to its last `max_chars` characters (or from its last `\\boxed` on). Longer
+            references count as broken.
+        timeout_s: seconds for one pair; a batch takes at most timeout_s x (pairs that hang) / workers longer.
+        on_timeout: "nan" or "zero", see the module's header.
+        fast: use the fast path where it knows.
+        workers: processes at most; None = CPUs, at most 8.
+        memory_mb: address space of one worker.
+    """
+
+    extract: Extract | None = None
+    max_chars: int = 2048
+    timeout_s: float = 5.0
+    on_timeout: OnTimeout = "nan"
+    fast: bool = True
+    workers: int | None = None
+    memory_mb: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.on_timeout not in ("nan", "zero"):
+            raise ValueError(f"on_timeout={self.on_timeout!r}: use 'nan' or 'zero'")
+        if self.max_chars < 1 or self.timeout_s <= 0:
+            raise ValueError(f"max_chars={self.max_chars} and timeout_s={self.timeout_s} must be positive")
+        if self.extract is not None:
+            extractor(self.extract)
+
+    def pool(self) -> WorkerPool:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ImportError('math-verify is needed to check mathematics: pip install "guerdon[math]"')
+        return shared_pool(_WORKER, workers=self.workers, timeout_s=self.timeout_s, memory_mb=self.memory_mb)
+
+
+def reference_texts(reference: Any) -> list[str]:
+    """A reference column's cell as texts: a text or number, or a list of acceptable ones; empty where it is missing."""
+    if isinstance(reference, list | tuple | set | frozenset):
+        return [text for item in reference for text in reference_texts(item)]
+    if reference is None or isinstance(reference, bool) or (isinstance(reference, float) and not math.isfinite(reference)):
+        return []
+    text = str(reference).strip()
+    return [text] if text else []
+
+
+def check_math(completions: Sequence[str], references: Sequence[Any], options: MathOptions | None = None) -> list[Verdict]:
+    """Verdicts of a batch: 1.0 right, 0.0 wrong or no answer (with a reason), NaN where the instrument failed (with a reason).
+
+    Args:
+        completions: B texts.
+        references: B references: text, number, or a list of acceptable ones.
+        options: see `MathOptions`.
+
+    Raises:
+        ImportError: math-verify is not installed and is needed.
+        WorkerStartError: no worker process can be started.
+    """
+    options = options or MathOptions()
+    if len(completions) != len(references):
+        raise ValueError(f"{len(completions)} completions for {len(references)} references")
+    rule = extractor(options.extract) if options.extract is not None else None
+    rows: list[Verdict | list[tuple[str, str]]] = []
+    verdicts: dict[tuple[str, str], Verdict | None] = {}
+    for completion, reference in zip(completions, references, strict=True):
+        row = _pairs(completion, reference, rule, options)
+        rows.append(row)
+        for pair in row if isinstance(row, list) else ():
+            if pair not in verdicts:
+                verdicts[pair] = _fast(pair) if options.fast else None
+    unknown = [pair for pair, verdict in verdicts.items() if verdict is None]
+    if unknown:
+        verdicts.update(zip(unknown, _slow(unknown, rule is not None, options), strict=True))
+    return [row if isinstance(row, Verdict) else any_of([v for pair in row if (v := verdicts[pair]) is not None]) for row in rows]
+
+
+def verify_math(completion: str, reference: Any, options: MathOptions | None = None) -> Verdict:
+    """`check_math` for one completion."""
+    return check_math([completion], [reference], options)[0]
+
+
+def _pairs(completion: str, reference: Any, rule: Any, options: MathOptions) -> Verdict | list[tuple[str, str]]:
+    """The (answer, reference) pairs that decide a row, or its verdict where nothing is left to compare."""
+    texts = reference_texts(reference)
+    if not texts:
+        return instrument_failure(f"no usable reference in this row: {shown(reference)}")
+    if any(len(text) > options.max_chars for text in texts):
+        return instrument_failure(f"a reference is longer than max_chars={options.max_chars}")
+    answer: str | None = completion
+    if rule is not None:
+        # The rules are linear, so they see the whole text; only what they find is capped.
+        answer = rule(completion)
+        if answer is None or not answer.strip():
+            return Verdict(0.0, f"no answer found (extract={options.extract!r})" if isinstance(options.extract, str) else "no answer found")
+        if len(answer) > options.max_chars:
+            return Verdict(0.0, f"the extracted answer has {len(answer)} characters, more than max_chars={options.max_chars}")
+    assert answer is not None
+    return [(answer_window(answer, options.max_chars), text) for text in texts]
+
+
+def _fast(pair: tuple[str, str]) -> Verdict | None:
+    right = fast_verdict(*pair)
+    if right is None:
+        return None
+    return Verdict(1.0) if right else Verdict(0.0, f"read a number out of {shown(pair[0][-40:])}, which is not {shown(pair[1])}")
+
+
+def _slow(pairs: Sequence[tuple[str, str]], bare: bool, options: MathOptions) -> list[Verdict]:
+    """Every pair through the pool at once."""
+    pool = options.pool()
+    replies = pool.map([{"answer": answer, "reference": reference, "bare": bare} for answer, reference in pairs])
+    verdicts = [instrument_failure(reply["failed"]) if "failed" in reply else Verdict(float(reply["value"]), reply["reason"]) for reply in replies]
+    if options.on_timeout == "zero":
+        failed = [i for i, verdict in enumerate(verdicts) if verdict.failed]
+        # The reference against itself: where that works, the failure was the answer's doing.
+        alone = pool.map([{"answer": pairs[i][1], "reference": pairs[i][1], "bare": True} for i in failed])
+        for i, reply in zip(failed, alone, strict=True):
+            if "failed" not in reply:
+                verdicts[i] = Verdict(0.0, f"{verdicts[i].reason}; counted as wrong (on_timeout='zero')")
+    return verdicts
