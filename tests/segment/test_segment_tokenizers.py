@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from guerdon import Rollouts
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.lm.offsets import decode_offsets_batch
-from guerdon.segment import ByDelimiter, ByRegex, BySentence, ByTag, ByTurn, to_token_spans
+from guerdon.segment import ByDelimiter, ByRegex, BySentence, ByTag, ByTurn, separator_ids, to_token_spans
 from guerdon.spans import Spans
 
 transformers = pytest.importorskip("transformers")
@@ -92,6 +92,43 @@ def decoded_spans(tokenizer: Any, rollouts: Rollouts, spans: Spans) -> list[list
 # -- PURE's rule -----------------------------------------------------------------------------------------------------------
 
 
+def test_separator_ids_are_the_tokens_that_end_with_the_delimiter(smol: Any) -> None:
+    ids = separator_ids(smol, "\n\n")
+    assert list(ids) == [i for i in range(len(smol)) if smol.decode([i]).endswith("\n\n")]
+    assert len(ids) > 1 and separator_ids(smol, "\n\n") is ids  # kept, not decoded again
+
+
+def test_separator_ids_follow_added_tokens() -> None:
+    tokenizer = trained_bpe()
+    before = separator_ids(tokenizer, "\n\n")
+    tokenizer.add_tokens(["<step>\n\n"])
+    assert separator_ids(tokenizer, "\n\n") == (*before, len(tokenizer) - 1)
+
+
+def test_steps_equal_the_official_splitter() -> None:
+    """Five cases that PURE's own `_split_steps` (verl branch) was run on; ids 1 and 3 are separators."""
+
+    class Vocabulary:
+        def __len__(self) -> int:
+            return 10
+
+        def decode(self, ids: list[int]) -> str:
+            return "".join(".|" if i in (1, 3) else "|x" for i in ids)
+
+    cases = [
+        ([5, 6, 1, 7, 8, 1, 9, 2], 8, [2, 5, 7]),
+        ([5, 6, 7, 2, 0, 0, 0, 0], 4, [3]),
+        ([5, 3, 6, 1, 7, 2, 1, 1], 6, [1, 3, 5]),
+        ([2, 0, 0, 0, 0, 0, 0, 0], 1, [0]),
+        ([5, 1, 1, 6, 2, 0, 0, 0], 5, [1, 2, 4]),
+    ]
+    ids = torch.tensor([case[0] for case in cases])
+    mask = torch.arange(8)[None] < torch.tensor([case[1] for case in cases])[:, None]
+    rollouts = Rollouts(["p"] * 5, [""] * 5, completion_ids=ids, completion_mask=mask)
+    spans = ByDelimiter(Vocabulary(), "|")(rollouts)
+    assert [[e for _, e in row] for row in spans.to_lists()] == [case[2] for case in cases]
+
+
 @pytest.mark.parametrize("by_ids", [True, False])
 def test_steps(bpe: Any, by_ids: bool) -> None:
     # tokens chosen so that PURE's rule applies: left alone, this vocabulary would rather merge across the border
@@ -141,7 +178,7 @@ def test_character_tokenizer(chars: Any) -> None:
     rollouts = encoded(chars, ["1+1=2\n2+3=5\n#5"])
     spans = ByDelimiter(chars, "\n")(rollouts)
     assert spans.to_lists() == [[(0, 5), (6, 11), (12, 14)]]
-    with pytest.raises(ConfigError, match="which looks in the text"):
+    with pytest.raises(ConfigError, match="cut the text"):
         ByDelimiter(chars, "\n\n")
     twice = encoded(chars, ["a\n\nbc"])
     assert ByDelimiter(None, "\n\n")(twice).to_lists() == [[(0, 2), (3, 5)]]

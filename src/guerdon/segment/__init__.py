@@ -10,7 +10,7 @@ Those that read the text give token spans where the rollouts have tokens (throug
 tokenised again) and character spans where they have none. `to_token_spans` moves any character spans to tokens.
 """
 
-from guerdon.segment.delimiter import ByDelimiter
+from guerdon.segment.delimiter import ByDelimiter, separator_ids
 from guerdon.segment.placement import place, tile_tokens, to_token_spans
 from guerdon.segment.text import ByRegex, BySentence, ByTag, ByTurn
 
@@ -21,6 +21,7 @@ __all__ = [
     "ByTag",
     "ByTurn",
     "place",
+    "separator_ids",
     "tile_tokens",
     "to_token_spans",
 ]

@@ -9,14 +9,57 @@ The two differ on EOS after a delimiter: a step of its own for PURE, part of the
 from __future__ import annotations
 
 import warnings
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from guerdon.errors import ConfigError
 from guerdon.rollouts import Rollouts
-from guerdon.segment.placement import place
+from guerdon.segment.placement import last_valid, place
 from guerdon.segment.text import split_text
 from guerdon.spans import Spans
+
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[tuple[int, str], tuple[int, ...]]] = weakref.WeakKeyDictionary()
+
+
+def separator_ids(tokenizer: Any, delimiter: str = "\n\n") -> tuple[int, ...]:
+    """Every vocabulary id whose decoded text ends with `delimiter`, ascending; added tokens included.
+
+    Decoding a whole vocabulary takes up to a second, so the answer is kept for as long as the tokenizer lives (and is
+    worked out anew when tokens have been added to it).
+
+    Args:
+        tokenizer: a transformers tokenizer, or any object with `decode(list of ids) -> str` and a length.
+        delimiter: the text that ends a step.
+
+    Raises:
+        ConfigError: an empty delimiter, or one no single token ends with, so that no step would ever end before the last
+            token (a character tokenizer has only delimiters of one character).
+    """
+    if not delimiter:
+        raise ConfigError("delimiter='' ends every token; give the text that ends a step, such as '\\n\\n'")
+    key = (len(tokenizer), delimiter)
+    try:
+        known = _KNOWN.setdefault(tokenizer, {})
+    except TypeError:  # cannot be hashed or weakly referenced: worked out each time
+        known = {}
+    if key not in known:
+        known[key] = tuple(i for i, text in enumerate(_vocabulary_texts(tokenizer)) if text.endswith(delimiter))
+    if not known[key]:
+        raise ConfigError(
+            f"no token of this tokenizer ends with {delimiter!r} (it takes several tokens), so PURE's rule would never cut; "
+            f"choose a delimiter that ends a single token, or cut the text: ByDelimiter(None, {delimiter!r})"
+        )
+    return known[key]
+
+
+def _vocabulary_texts(tokenizer: Any) -> list[str]:
+    ids = range(len(tokenizer))
+    if hasattr(tokenizer, "batch_decode"):
+        return list(tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False))
+    return [tokenizer.decode([i]) for i in ids]
 
 
 @dataclass(frozen=True)
@@ -39,15 +82,7 @@ class ByDelimiter:
     def __post_init__(self) -> None:
         if not self.delimiter:
             raise ConfigError("delimiter='' would end a step everywhere; give the text that ends one, such as '\\n\\n'")
-        if self.tokenizer is None:
-            return
-        from guerdon.signals.learned.steps import find_separator_ids
-
-        try:
-            separators = find_separator_ids(self.tokenizer, self.delimiter)
-        except ValueError as error:
-            raise ConfigError(f"{error}; or ByDelimiter(None, {self.delimiter!r}), which looks in the text") from error
-        if not _occurs(self.tokenizer, self.delimiter, set(separators.tolist())):
+        if self.tokenizer is not None and not _occurs(self.tokenizer, self.delimiter):
             warnings.warn(
                 f"this tokenizer writes {self.delimiter!r} between two words as several tokens, so PURE's rule will miss most "
                 f"steps; ByDelimiter(None, {self.delimiter!r}) looks in the text instead",
@@ -58,16 +93,16 @@ class ByDelimiter:
         if self.tokenizer is None or not rollouts.has_tokens:
             rows = [split_text(text, self.delimiter) for text in rollouts.completions]
             return place(rows, rollouts, self.name, tiling=True)
-        from guerdon.signals.learned.steps import find_separator_ids, split_steps
-
         assert rollouts.completion_ids is not None
-        ids, mask = rollouts.completion_ids, rollouts.mask.to(rollouts.completion_ids.device)
-        ends = split_steps(ids, mask, find_separator_ids(self.tokenizer, self.delimiter)).step_end_mask
-        return Spans.from_ends(ends, mask, self.name)
+        ids = rollouts.completion_ids
+        separators = torch.tensor(separator_ids(self.tokenizer, self.delimiter), device=ids.device, dtype=ids.dtype)
+        mask = rollouts.mask.to(ids.device)
+        return Spans.from_ends(torch.isin(ids, separators) | last_valid(mask), mask, self.name)
 
 
-def _occurs(tokenizer: Any, delimiter: str, separators: set[int]) -> bool:
+def _occurs(tokenizer: Any, delimiter: str) -> bool:
     """Does text like that of a solution give separator ids? True where the tokenizer cannot encode."""
+    separators = set(separator_ids(tokenizer, delimiter))
     if not callable(tokenizer):
         return True
     ids = tokenizer(f"so 3.{delimiter}Then 4.{delimiter}So", add_special_tokens=False)["input_ids"]
