@@ -1,0 +1,107 @@
+"""Credit: from raw scores to advantages. Pure functions on tensors, and links over them.
+
+    chain=[On("steps", MinForm(0.1)), ToTokens("steps"), ToTokens("answer"), Fuse("steps", "answer", into="credit"),
+           Accumulate("credit"), LeaveOneOut("credit", "padded_tokens"), Whiten("credit")]
+
+| what | links | functions |
+| --- | --- | --- |
+| one source | `On` with `Clip`, `Delta`, `MinForm`, `Scale`, `Shape`, `Squash`, `Minus` | `shaping` |
+| placement | `ToTokens` | `placement` |
+| returns | `Accumulate`, `MinReturn`, `GAE` | `scan` |
+| across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
+| centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm` | `groups`, `normalise`, `leave_one_out` |
+| penalties | `KLPenalty` | `kl` |
+| filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
+| references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
+"""
+
+from __future__ import annotations
+
+from guerdon.credit.accumulate import GAE, Accumulate, MinReturn
+from guerdon.credit.filters import DropTruncated, DropUniformGroups, OnFailure, StdEMAFilter, std_threshold
+from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
+from guerdon.credit.groups import GroupStats, group_stats, group_sum, leave_one_out_mean
+from guerdon.credit.kl import KLPenalty, kl_estimate
+from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per_step_baseline, per_token_baseline
+from guerdon.credit.normalise import GroupNorm, PerRewardNorm, Whiten, group_normalise, normalise_then_sum, whiten
+from guerdon.credit.placement import ToTokens, place_at_ends, place_on_whole, to_tokens, token_spans
+from guerdon.credit.reference import (
+    Ceil,
+    CenterOn,
+    LengthPenalty,
+    length_penalised,
+    log_sigmoid_centred,
+    pad_references,
+    relative_reward,
+)
+from guerdon.credit.running import RunningMoments, RunningNorm, apply_moments, update_moments
+from guerdon.credit.scan import gae, reverse_linear_scan, suffix_min, suffix_sum
+from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
+from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Shape, Squash
+
+NormalizeThenSum = PerRewardNorm  # the name TRL gives it
+
+__all__ = [
+    "GAE",
+    "Accumulate",
+    "Ceil",
+    "CenterOn",
+    "Clip",
+    "Delta",
+    "Drop",
+    "DropTruncated",
+    "DropUniformGroups",
+    "Fuse",
+    "Gate",
+    "GroupNorm",
+    "GroupStats",
+    "KLPenalty",
+    "LeaveOneOut",
+    "LengthPenalty",
+    "MinForm",
+    "MinReturn",
+    "Minus",
+    "NormalizeThenSum",
+    "On",
+    "OnFailure",
+    "PerRewardNorm",
+    "RunningMoments",
+    "RunningNorm",
+    "Scale",
+    "Shape",
+    "Squash",
+    "StdEMAFilter",
+    "ToTokens",
+    "Whiten",
+    "apply_moments",
+    "clip_scores",
+    "delta_scores",
+    "gae",
+    "group_normalise",
+    "group_stats",
+    "group_sum",
+    "kl_estimate",
+    "leave_one_out_mean",
+    "length_penalised",
+    "log_sigmoid_centred",
+    "min_form",
+    "normalise_then_sum",
+    "pad_references",
+    "padded_token_baseline",
+    "per_step_baseline",
+    "per_token_baseline",
+    "place_at_ends",
+    "place_on_whole",
+    "relative_reward",
+    "reverse_linear_scan",
+    "shaping_function",
+    "squash",
+    "std_threshold",
+    "suffix_min",
+    "suffix_sum",
+    "to_tokens",
+    "token_spans",
+    "update_moments",
+    "weighted_sum",
+    "whiten",
+]

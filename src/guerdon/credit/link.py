@@ -1,0 +1,85 @@
+"""What every link shares: how it finds its source, and which cells may enter a statistic.
+
+A link is a small frozen dataclass: configuration only. It is called with (Scores, Rollouts) and returns Scores; the maths is in
+the pure functions beside it. Class attributes are the protocol of `guerdon.system`: `scope` (row, group or batch), `needs`
+(what rollouts must carry), `centres` (what comes out are advantages), `handles_failure`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from guerdon.errors import ChainError
+from guerdon.rewards import Rewards, Scores
+from guerdon.rollouts import Rollouts
+
+Levels = dict[str, str]
+Singleton = Literal["zero", "raw", "drop"]
+StdKind = Literal["sample", "population"]
+
+
+class LinkBase:
+    """Defaults of the link protocol: a row-scope link that needs nothing, keeps levels as they are and does not centre."""
+
+    scope: ClassVar[Literal["row", "group", "batch"]] = "row"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    centres: ClassVar[bool] = False
+    handles_failure: ClassVar[bool] = False
+
+
+def planned_name(name: str | None, levels: Mapping[str, str]) -> str:
+    """The source a link will work on, from levels alone. `None` means "the only one there is"."""
+    if name is None:
+        if len(levels) != 1:
+            raise ChainError(f"name the source to work on: {sorted(levels) or 'none are live'}")
+        return next(iter(levels))
+    if name not in levels:
+        raise ChainError(f"no source {name!r} at this point of the chain (have: {sorted(levels) or 'none'})")
+    return name
+
+
+def require_level(name: str, levels: Mapping[str, str], level: str, why: str) -> None:
+    """Raise ChainError unless `name` stands at `level`."""
+    if levels[name] != level:
+        raise ChainError(f"{name!r} is at {levels[name]!r} level, {why}")
+
+
+def source_of(name: str | None, scores: Scores) -> str:
+    """The source a link works on, at run time."""
+    return scores.sole if name is None else name
+
+
+def countable(scores: Scores, rewards: Rewards, rollouts: Rollouts) -> Tensor:
+    """[B, S] bool: the cells that may enter a statistic.
+
+    A cell counts when it applies, holds a finite number, its row is kept and, at token level, the policy sampled the token.
+    """
+    values = rewards.values
+    cells = rewards.mask & torch.isfinite(values) & scores.keep.to(values.device)[:, None]
+    if rewards.level == "token" and rollouts.policy_mask is not None and rollouts.policy_mask.shape == values.shape:
+        cells = cells & rollouts.policy_mask.to(values.device)
+    return cells
+
+
+def row_totals(scores: Scores, rewards: Rewards) -> tuple[Tensor, Tensor]:
+    """Row totals [B] and which of them may enter a statistic [B] bool (kept, finite, not wholly masked)."""
+    totals = rewards.row_total()
+    live = torch.isfinite(totals) & scores.keep.to(totals.device) & rewards.mask.any(1)
+    return totals, live
+
+
+def freeze_reward(scores: Scores) -> Scores:
+    """Remember the optimised scalar now, because the next link changes what the sum over a row means.
+
+    Used by links after which `Rewards.row_total` would no longer be the reward a person means: a per-step value spread over
+    the step's tokens, a KL penalty. Does nothing where it was frozen before or where nothing but advantages is left.
+    """
+    if scores.reward is not None:
+        return scores
+    totals = [rewards.row_total() for rewards in scores.sources.values() if rewards.kind != "advantage"]
+    return replace(scores, reward=torch.stack(totals).sum(0)) if totals else scores

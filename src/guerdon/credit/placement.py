@@ -1,0 +1,157 @@
+"""From spans to tokens: where on the [B, T] grid a span's number goes.
+
+"end" puts it on the span's last token (what a return-based estimator wants), "whole" on every token of the span (what a finished
+advantage wants). Spans in characters become tokens through `Rollouts.offsets`, our own decoding; text is never tokenised again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from guerdon.credit.link import Levels, LinkBase, freeze_reward, planned_name, source_of
+from guerdon.errors import CapabilityError, ChainError
+from guerdon.rewards import Rewards, Scores
+from guerdon.rollouts import Rollouts
+from guerdon.spans import Spans
+
+Placement = Literal["end", "whole"]
+
+
+def token_spans(spans: Spans, offsets: Tensor | None, valid: Tensor) -> Spans:
+    """Character spans as token spans: the tokens that share at least one character with each span.
+
+    Args:
+        spans: in characters, or in tokens (returned as they are).
+        offsets: [B, T, 2] characters [start, end) of each token; starts and ends never decrease within a row.
+        valid: [B, T] bool.
+
+    Returns:
+        Token spans; empty (end = start - 1) where no token overlaps, as for the span of an empty completion.
+
+    Raises:
+        CapabilityError: character spans without offsets.
+    """
+    if spans.unit == "token":
+        return spans
+    if offsets is None:
+        raise CapabilityError(
+            f"spans {spans.name!r} count characters, and these rollouts have no offsets to turn them into tokens; score tokenised rollouts or cut the text into token spans"
+        )
+    beyond = torch.iinfo(torch.int64).max
+    begins = torch.where(valid, offsets[..., 0], beyond).contiguous()  # padding must not be found by the search
+    ends = torch.where(valid, offsets[..., 1], beyond).contiguous()
+    first = torch.searchsorted(ends, spans.start.contiguous(), right=True)  # first token that ends after the start
+    last = torch.searchsorted(begins, spans.end.contiguous(), right=True) - 1  # last token that begins before the end
+    empty = (spans.end < spans.start) | (last < first)
+    first = torch.where(empty, 0, first)
+    return replace(spans, start=first, end=torch.where(empty, first - 1, last), unit="token")
+
+
+def place_at_ends(values: Tensor, spans: Spans, valid: Tensor) -> Tensor:
+    """Each span's value on its last token; coinciding ends add (clip_delta, arXiv 2410.15115, item 8).
+
+    Args:
+        values: [B, S].
+        spans: in tokens. Masked spans, empty spans and ends on invalid tokens contribute nothing.
+        valid: [B, T] bool.
+
+    Returns:
+        [B, T].
+    """
+    placed = values.new_zeros(valid.shape)
+    if not valid.shape[1] or not values.shape[1]:
+        return placed
+    end = spans.end.clamp(0, valid.shape[1] - 1)
+    lands = (
+        spans.mask & (spans.end >= spans.start) & (spans.end >= 0) & (spans.end < valid.shape[1]) & valid.gather(1, end)
+    )
+    return placed.scatter_add(1, end, torch.where(lands, values, torch.zeros_like(values)))
+
+
+def place_on_whole(values: Tensor, spans: Spans, valid: Tensor) -> Tensor:
+    """Each span's value on all of its tokens; where spans overlap their values add.
+
+    Args:
+        values: [B, S].
+        spans: in tokens, in any order.
+        valid: [B, T] bool; other tokens get 0.
+
+    Returns:
+        [B, T].
+    """
+    if not valid.shape[1] or not values.shape[1]:
+        return values.new_zeros(valid.shape)
+    lives = spans.mask & (spans.end >= spans.start)
+    if values.shape[1] == 1:
+        index = torch.arange(valid.shape[1], device=values.device)
+        inside = lives & (index >= spans.start) & (index <= spans.end)
+        return torch.where(inside & valid, values, torch.zeros_like(values))
+    return torch.where(valid, _cover(values, spans, lives, valid.shape[1]), values.new_zeros(()))
+
+
+def _cover(values: Tensor, spans: Spans, lives: Tensor, width: int) -> Tensor:
+    """[B, T]: the values of the spans that cover each token, summed."""
+    start = torch.where(lives, spans.start, width)
+    start, order = start.sort(dim=1, stable=True)
+    end = torch.where(lives, spans.end, width).gather(1, order)
+    value = torch.where(lives, values, torch.zeros_like(values)).gather(1, order)
+    index = torch.arange(width, device=values.device)
+    if bool(((end[:, :-1] >= start[:, 1:]) & (start[:, 1:] < width)).any()):  # overlaps: sum over spans
+        covers = (index >= start[..., None]) & (index <= end[..., None])
+        return torch.where(covers, value[..., None], value.new_zeros(())).sum(1)
+    # No overlaps: the span that began last is the only candidate, found by searching, and values are copied, not summed.
+    latest = torch.searchsorted(start.contiguous(), index.expand(len(start), width).contiguous(), right=True) - 1
+    candidate = latest.clamp(min=0)
+    covered = (latest >= 0) & (index <= end.gather(1, candidate))
+    return torch.where(covered, value.gather(1, candidate), value.new_zeros(()))
+
+
+def to_tokens(rewards: Rewards, rollouts: Rollouts, placement: Placement = "end") -> Rewards:
+    """One source at token level. See `ToTokens` for what `kind` becomes."""
+    if rewards.level == "token":
+        return rewards
+    valid = rollouts.mask.to(rewards.values.device)
+    spans = token_spans(rewards.spans, rollouts.offsets, valid)
+    place = place_at_ends if placement == "end" else place_on_whole
+    kind = rewards.kind
+    if kind == "reward" and placement == "whole" and rewards.level == "sequence":
+        kind = "return"  # every token now holds what an undiscounted suffix sum of the end placement would give it
+    return Rewards.tokens(place(rewards.values, spans, valid), rollouts, kind)
+
+
+@dataclass(frozen=True)
+class ToTokens(LinkBase):
+    """Move a source to token level.
+
+    A "reward" placed at ends stays a reward (its row sum is unchanged). A sequence reward on the whole becomes a "return". A
+    per-span reward spread over its tokens has no meaningful row sum any more: the optimised scalar is read off before.
+
+    Attributes:
+        name: the source; None = the only one.
+        placement: "end" or "whole".
+    """
+
+    name: str | None = None
+    placement: Placement = "end"
+
+    def __post_init__(self) -> None:
+        if self.placement not in ("end", "whole"):
+            raise ChainError(f"placement={self.placement!r}: use 'end' or 'whole'")
+
+    def plan(self, levels: Levels) -> Levels:
+        return {**levels, planned_name(self.name, levels): "token"}
+
+    def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
+        name = source_of(self.name, scores)
+        rewards = scores[name]
+        if rewards.level == "token":
+            return scores
+        if self.placement == "end" and rewards.kind == "return":
+            raise ChainError(f"{name!r} holds returns, which belong on whole spans: ToTokens({name!r}, 'whole')")
+        if self.placement == "whole" and rewards.kind == "reward" and rewards.level != "sequence":
+            scores = freeze_reward(scores)
+        return scores.with_source(name, to_tokens(rewards, rollouts, self.placement))
