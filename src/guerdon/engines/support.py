@@ -1,0 +1,135 @@
+"""What each engine can do, as data: the table in the docs and the sentences of refusals come from here.
+
+`python -m guerdon.engines.support` prints the table as Markdown (docs/engines.md is that output).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+COLUMNS = {
+    "built": "state",
+    "scopes": "signal scopes",
+    "credit": "credit",
+    "objectives": "auxiliary losses",
+    "updates": "online updates of a signal",
+    "filters": "filters",
+    "resume": "resume",
+}
+
+
+@dataclass(frozen=True)
+class Support:
+    """One engine's abilities, each a sentence.
+
+    Attributes:
+        engine: its name, with the version the facts were checked against.
+        built: whether this library has it.
+        scopes, credit, objectives, updates, filters, resume: what is possible.
+        limits: name -> why something is impossible and what to do; used as the text of refusals.
+    """
+
+    engine: str
+    built: str
+    scopes: str
+    credit: str
+    objectives: str
+    updates: str
+    filters: str
+    resume: str
+    limits: dict[str, str]
+
+
+TRL_LIMITS = {
+    "chain": "this system has an empty chain: it scores but gives no advantages to train on; add links that end in ToTokens(...)",
+    "scale_rewards": "scale_rewards={value!r} would do nothing: normalisation is a link of the chain (GroupNorm(...)); leave it at its default",
+    "reward_weights": "reward_weights={value!r} would do nothing: weights belong to Fuse(...) in the chain; leave it None",
+    "multi_objective_aggregation": "multi_objective_aggregation={value!r} would do nothing: fusion is a link of the chain (Fuse(...), GroupNorm per source for GDPO); leave it at its default",
+    "use_liger_kernel": "use_liger_kernel exchanges layers under a policy that this engine has patched and measured, and is deprecated in TRL; set it to False",
+    "reference_path": "beta={beta} makes TRL reload the reference from config._name_or_path={path!r}, which is no model folder: save the policy first (model.save_pretrained(folder)) and pass that folder, or set beta=0",
+    "reference_differs": "beta={beta} made TRL load the reference from {path!r}, and its weights are not those of the policy you passed (first difference: {name}); a warm-started policy must be saved (model.save_pretrained(folder)) and passed as that folder, or set beta=0",
+    "environment_reward": "an environment with get_reward appends its own reward column after the system's; rename that method and read it in a signal (its environments are columns of the rollouts)",
+    "eval_groups": "num_generations_eval=1 with a system of {scope} scope: a group of one has no statistics; set num_generations_eval to at least 2",
+    "save_steps": "save_steps={value!r}: checkpoints must fall on generation boundaries, which come every {cycle} optimiser step(s) here; use a multiple of {cycle}",
+    "save_strategy": "save_strategy={value!r} does not keep to generation boundaries; use save_strategy='steps' with save_steps a multiple of {cycle}, or 'no'",
+    "sharded_policy": "signals that run the policy ({needs}) need the same number of forwards on every rank under FSDP or ZeRO-3 and would deadlock; use DDP, or a system without them",
+    "role": "{part} asks for a model by the role {role!r}, and the system names none: System(models={{{role!r}: Model('path or hub id')}})",
+    "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen or copies them at the start of a phase",
+    "reference_missing": "the system needs logprobs.reference and there is no reference model: name one (System(models={'reference': Model('path')})), train LoRA (the reference is the policy without its adapter) or set beta > 0",
+    "fused_lm_head_copy": "copying the model of a finished trainer copies a forward that is bound to the original's weights: save it and load it instead",
+}
+
+TRL = Support(
+    engine="TRL 1.16 (GRPOTrainer)",
+    built="built: `guerdon.engines.trl.CreditTrainer`",
+    scopes="row, group and batch; row signals on each rank's own rows, the others on the gathered batch on every rank",
+    credit="[B, T], any chain; every loss type of 1.16 (vespo and sapo apply sign rules per token, and warn)",
+    objectives="yes, a second forward through the wrapped policy; divided by the accumulation steps",
+    updates="before scoring, after scoring, after the policy step; once for each generation",
+    filters="mask: kept-out rows leave group statistics and loss denominators (bnpo: those of their own micro-batch); TRL cannot resample, so a batch gets smaller where a paper draws again",
+    resume="exact from the newest complete checkpoint at a generation boundary, after Ctrl-C or kill -9",
+    limits=TRL_LIMITS,
+)
+
+VERL = Support(
+    engine="verl 0.9.1",
+    built="not built yet",
+    scopes="possible: row in reward workers; group and batch on the driver, through a registered subclass of PPOTrainerSync (a registry estimator gets one summed reward only)",
+    credit="possible: [B, T] from `_compute_advantage` of that subclass",
+    objectives="not without replacing workers",
+    updates="possible in reward workers or a server; the driver has no GPU",
+    filters="possible, with resampling: filter_groups on any extra-info key",
+    resume="verl's own",
+    limits={
+        "likelihood": "likelihood signals of the current policy need the workers replaced",
+        "nan": "NaN poisons statistics and an exception fails the whole prompt group: answer a finite value with a flag and exclude it in the subclass",
+    },
+)
+
+OPENRLHF = Support(
+    engine="OpenRLHF 0.11.2",
+    built="not built yet",
+    scopes="possible: row, one sample a call, as a function or over HTTP",
+    credit="a scalar a rollout; per-token only with an own launcher that swaps compute_advantages_and_returns (experimental)",
+    objectives="no",
+    updates="inside the reward server",
+    filters="an excluded row must be flagged in extra_logs; None can end the run",
+    resume="OpenRLHF's own",
+    limits={
+        "columns": "only `label` carries data-set columns: pack JSON into it",
+        "nan": "NaN kills its group or batch and an error is retried five times, then may end the run: always answer a finite value and a flag",
+    },
+)
+
+ENGINES = (TRL, VERL, OPENRLHF)
+
+
+def limit(name: str, **values: object) -> str:
+    """The sentence for something TRL cannot do, with the offending values in it."""
+    return TRL_LIMITS[name].format(**values) if values else TRL_LIMITS[name]
+
+
+def to_markdown() -> str:
+    """docs/engines.md: the table, and beneath it what each engine refuses."""
+    lines = [
+        "# Engines",
+        "",
+        "<!-- made by `python -m guerdon.engines.support`; edit src/guerdon/engines/support.py -->",
+        "",
+        "Which part of a system each engine can carry. What is impossible is refused when the trainer is constructed, with the sentence given below the table.",
+        "",
+        "| | " + " | ".join(engine.engine for engine in ENGINES) + " |",
+        "| --- " * (len(ENGINES) + 1) + "|",
+    ]
+    for item in fields(Support):
+        if item.name in COLUMNS:
+            cells = " | ".join(str(getattr(engine, item.name)).replace("|", "\\|") for engine in ENGINES)
+            lines.append(f"| {COLUMNS[item.name]} | {cells} |")
+    for engine in ENGINES:
+        lines += ["", f"## {engine.engine}: what is refused or left out", ""]
+        lines += [f"- **{name}**: {text}" for name, text in engine.limits.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(to_markdown(), end="")

@@ -1,0 +1,306 @@
+"""From what TRL sampled to Rollouts, across ranks, and back to the tensors of TRL's loss.
+
+Rollouts live on the CPU: rewards are small, and one device keeps signals simple. Row signals run on a rank's own rows; then
+everything is gathered, and group signals and the chain see the global batch on every rank, in the order rank 0, rank 1, ...
+Texts are our own decoding of the ids, because TRL's `completions` have special tokens stripped or are parsed messages.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from guerdon.errors import ShapeError
+from guerdon.lm.offsets import decode_offsets_batch
+from guerdon.rewards import Reasons, Rewards, Scores
+from guerdon.rollouts import Clock, Rollouts, concat_rollouts
+from guerdon.spans import stack_spans
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What TRL's `_generate` returned for this rank's rows, as lists (true lengths; padding comes later).
+
+    Attributes:
+        prompt_ids: B lists of token ids.
+        completion_ids: B lists of token ids; an end-of-sequence token, where there is one, is the last.
+        policy: B lists of 0/1, 1 = sampled by the policy (0 = tool output), or None where everything was sampled.
+    """
+
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    policy: list[list[int]] | None = None
+
+
+def pad_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Ragged ids to a tensor [B, T] int64 and its mask [B, T] bool. The mask comes from lengths: pad may equal eos."""
+    width = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), width), fill, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where] = torch.as_tensor(row, dtype=torch.long)
+        mask[i, where] = True
+    return ids, mask
+
+
+def finished_rows(completion_ids: Sequence[Sequence[int]], stop_ids: set[int], cap: int) -> Tensor:
+    """[B] bool: ended by itself. From true lengths: a row that stops short of the cap ended, whatever its last token is."""
+    return torch.tensor([bool(ids) and (ids[-1] in stop_ids or len(ids) < cap) for ids in completion_ids])
+
+
+def build_rollouts(
+    sampled: Sampled,
+    prompts: list[Any],
+    columns: Mapping[str, list[Any]],
+    *,
+    tokenizer: Any,
+    stop_ids: set[int],
+    cap: int,
+    group_size: int,
+    rank: int,
+    clock: Clock,
+    drop_unfinished: bool = False,
+) -> Rollouts:
+    """This rank's rollouts.
+
+    Args:
+        sampled: ids as TRL returned them.
+        prompts: B prompts, a group's prompt repeated for each of its rollouts.
+        columns: the data set's other columns and what a rollout function added, lists of B.
+        tokenizer: decodes completions and gives the padding id.
+        stop_ids: tokens that end a completion.
+        cap: the most tokens a completion may have.
+        group_size: rollouts of each prompt (G). Groups may straddle ranks, so ids count from the global row.
+        rank: of this process.
+        clock: when.
+        drop_unfinished: mark rows cut at the cap as not trainable (TRL's `mask_truncated_completions`).
+    """
+    size = len(sampled.completion_ids)
+    prompt_ids, prompt_mask = pad_rows(sampled.prompt_ids, tokenizer.pad_token_id, left=True)
+    completion_ids, completion_mask = pad_rows(sampled.completion_ids, tokenizer.pad_token_id)
+    policy_mask = completion_mask
+    if sampled.policy is not None:
+        policy_mask = completion_mask & pad_rows(sampled.policy, 0)[0].bool()
+    texts, offsets = decode_offsets_batch(tokenizer, completion_ids, completion_mask)
+    finished = finished_rows(sampled.completion_ids, stop_ids, cap)
+    row = rank * size + torch.arange(size)
+    return Rollouts(
+        list(prompts),
+        texts,
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=completion_ids,
+        completion_mask=completion_mask,
+        policy_mask=policy_mask,
+        offsets=offsets,
+        finished=finished,
+        group_ids=row // group_size,
+        sample_ids=row,
+        trainable=finished.clone() if drop_unfinished else torch.ones(size, dtype=torch.bool),
+        columns=dict(columns),
+        clock=clock,
+    )
+
+
+# -- ranks -----------------------------------------------------------------------------------------------------------------
+
+
+def gather_rollouts(local: Rollouts, processes: int) -> Rollouts:
+    """The global batch on every rank: rows of rank 0, then of rank 1, ... `processes` = 1 returns `local` itself."""
+    return local if processes == 1 else concat_rollouts(_gather(local))
+
+
+def gather_scores(local: Scores, processes: int) -> Scores:
+    """The scores of `gather_rollouts`' rows, reasons moved to their global rows."""
+    if processes == 1:
+        return local
+    parts = _gather(local)
+    names = list(parts[0].sources)
+    joined = {name: concat_rewards([part.sources[name] for part in parts]) for name in names}
+    return replace(local, sources=joined, raw=dict(joined), keep=torch.cat([part.keep for part in parts]))
+
+
+def _gather(part: Any) -> list[Any]:
+    from accelerate.utils import gather_object
+
+    return gather_object([part])
+
+
+def concat_rewards(parts: Sequence[Rewards]) -> Rewards:
+    """Rewards of several ranks as one, padded to the widest."""
+    width = max(part.values.shape[1] for part in parts)
+    reasons: Reasons = {}
+    offset = 0
+    for part in parts:
+        reasons |= {(row + offset, span): text for (row, span), text in part.reasons.items()}
+        offset += len(part)
+    values = torch.cat([nn.functional.pad(part.values, (0, width - part.values.shape[1])) for part in parts])
+    return replace(parts[0], values=values, spans=stack_spans([part.spans for part in parts]), reasons=reasons)
+
+
+def local_part(tensor: Tensor, rank: int, size: int, width: int) -> Tensor:
+    """This rank's `size` rows of a global [B, T] tensor, cut or zero-padded to `width` tokens (T differs per rank)."""
+    rows = tensor[rank * size : (rank + 1) * size, :width]
+    return nn.functional.pad(rows, (0, width - rows.shape[1]))
+
+
+# -- back to TRL -------------------------------------------------------------------------------------------------------------
+
+# Loss types whose denominator is a number of rows: TRL counts every row, so the share of kept ones is put right in the loss.
+ROW_MEAN_LOSSES = frozenset({"grpo", "sapo", "dr_grpo", "luspo"})
+
+
+def install_credit(output: dict[str, Any], scores: Scores, rollouts: Rollouts, rank: int) -> None:
+    """Put [B, T] advantages into TRL's output of a generation, and take dropped rows out of every loss denominator.
+
+    Dropped rows get a zero `tool_mask`: they stay in the forward pass (so nothing becomes infinite) and leave the loss, the KL
+    and the entropy; `num_items_in_batch` is counted anew, and `row_share` = rows / kept rows mends row means. Where every row
+    is kept nothing but the advantages changes. Only tensors of B rows and 0-d tensors survive TRL's shuffle and split.
+    """
+    device, dtype = output["completion_mask"].device, output["completion_mask"].dtype
+    size, width = output["completion_mask"].shape
+    output["advantages"] = local_part(scores.advantages, rank, size, width).to(device)
+    keep = scores.keep.cpu()
+    if bool(keep.all()):
+        return
+    assert rollouts.policy_mask is not None
+    mask = rollouts.policy_mask & keep[:, None]
+    output["tool_mask"] = local_part(mask.long(), rank, size, width).to(device, dtype)
+    output["num_items_in_batch"] = mask.sum().to(device)
+    output["row_share"] = torch.tensor(len(keep) / max(1, int(keep.sum())), device=device)
+
+
+@dataclass(frozen=True)
+class ObjectiveBatch:
+    """What an auxiliary objective gets: a micro-batch of this rank, in the order of the tensors TRL's loss sees.
+
+    Attributes:
+        rollouts: b rollouts (CPU).
+        rewards: by source, as the signals gave them, the same b rows.
+        keep: [b] bool.
+        inputs: TRL's tensors (prompt_ids, prompt_mask, completion_ids, completion_mask, advantages, ...), on the device.
+        temperature: the sampling temperature.
+    """
+
+    rollouts: Rollouts
+    rewards: dict[str, Rewards]
+    keep: Tensor
+    inputs: dict[str, Any]
+    temperature: float
+
+
+def read_truth(answers: Sequence[Any], size: int) -> tuple[Tensor, list[str]]:
+    """[B] values and reasons out of what a truth function returned: numbers, or (value, reason) pairs.
+
+    Raises:
+        ShapeError: not one answer a rollout.
+    """
+    if len(answers) != size:
+        raise ShapeError(f"truth returned {len(answers)} answers for {size} completions")
+    pairs = [tuple(answer) if isinstance(answer, (tuple, list)) else (answer, "") for answer in answers]
+    return torch.tensor([float("nan") if v is None else float(v) for v, *_ in pairs]), [
+        str(why) for _, why, *_ in pairs
+    ]
+
+
+def rows_of(rollouts: Rollouts) -> list[dict[str, Any]]:
+    """The data rows behind rollouts, prompt and columns, as a truth function gets them."""
+    names = list(rollouts.columns)
+    cells = zip(*(rollouts.columns[name] for name in names), strict=True) if names else [()] * len(rollouts)
+    return [{"prompt": p, **dict(zip(names, row, strict=True))} for p, row in zip(rollouts.prompts, cells, strict=True)]
+
+
+# -- leaving the rest of the run untouched -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def forked_rng(seed: int) -> Iterator[None]:
+    """Seed every generator for the block and put the old states back, so that one draw in a signal changes nothing else.
+
+    Every rank passes the same seed where it computes on the global batch: ranks must agree, and TRL seeds each differently.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def as_instrument(model: Any, checkpointing_kwargs: dict[str, Any] | None = None) -> Iterator[Any]:
+    """The policy fit for measuring: eval mode (no dropout), no gradient checkpointing, cache on; all restored afterwards.
+
+    With checkpointing left on, `generate` gives garbage without an error.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    checkpointing = bool(getattr(model, "is_gradient_checkpointing", False))
+    config = getattr(model, "config", None)
+    cache = getattr(config, "use_cache", None)
+    model.eval()
+    if checkpointing:
+        model.gradient_checkpointing_disable()
+    if cache is False:
+        config.use_cache = True  # type: ignore[union-attr]
+    try:
+        yield model
+    finally:
+        if cache is False:
+            config.use_cache = False  # type: ignore[union-attr]
+        if checkpointing:
+            model.gradient_checkpointing_enable(checkpointing_kwargs)
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def token_logprobs(model: Any, rollouts: Rollouts, temperature: float, *, max_logits: int = 1 << 27) -> Tensor:
+    """Log-probabilities of the sampled tokens under a model, in eval mode (LoRA dropout is off).
+
+    Args:
+        model: a causal language model whose forward gives logits.
+        rollouts: with prompt_ids and completion_ids.
+        temperature: logits are divided by it.
+        max_logits: rows go through together until their logits would be more numbers than this.
+
+    Returns:
+        [B, T] float32 on the CPU, 0 where completion_mask is False.
+    """
+    assert rollouts.completion_ids is not None and rollouts.prompt_ids is not None and rollouts.prompt_mask is not None
+    device = next(model.parameters()).device
+    width = rollouts.completion_ids.shape[1]
+    if not width:
+        return torch.zeros(len(rollouts), 0)
+    ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1).to(device)
+    mask = torch.cat([rollouts.prompt_mask, rollouts.mask], 1).long().to(device)
+    vocabulary = model.config.get_text_config().vocab_size
+    rows = max(1, max_logits // (width * vocabulary))
+    found = []
+    with as_instrument(model):
+        for start in range(0, len(rollouts), rows):
+            part = slice(start, start + rows)
+            positions = (mask[part].cumsum(1) - 1).clamp(min=0)
+            out = model(
+                input_ids=ids[part],
+                attention_mask=mask[part],
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=width + 1,
+            )
+            logits = out.logits[:, -width - 1 : -1].float() / temperature
+            chosen = logits.gather(2, ids[part, -width:, None])[:, :, 0]
+            found.append((chosen - logits.logsumexp(-1)).cpu())
+    return torch.cat(found) * rollouts.mask

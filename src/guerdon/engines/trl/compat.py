@@ -1,0 +1,169 @@
+"""What is checked before training: the installed TRL, and everything in a configuration that would silently do something else.
+
+Refusals are typed errors with the sentence of `guerdon.engines.support`. Called by the trainer's constructor, in the order of
+this file.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guerdon.engines.support import limit
+from guerdon.errors import CapabilityError, ConfigError
+from guerdon.system import System
+
+# The private methods this engine overrides, with the parameters it relies on.
+HOOKS: Mapping[str, tuple[str, ...]] = {
+    "_generate": ("prompts",),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "_generate_and_score_completions": ("inputs",),
+    "_compute_loss": ("model", "inputs"),
+    "_save_checkpoint": ("model", "trial"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_get_train_sampler": ("dataset",),
+    "_init_training_state": (
+        "max_steps",
+        "num_update_steps_per_epoch",
+        "num_train_epochs",
+        "resume_from_checkpoint",
+        "trial",
+    ),
+    "_get_grad_norm": ("model", "grad_norm"),
+    "training_step": ("model", "inputs", "num_items_in_batch"),
+}
+PROVIDED = frozenset(
+    {"tokens", "offsets", "logprobs.old", "policy", "policy.score", "policy.logprobs", "policy.generate"}
+)
+
+
+def check_trl() -> None:
+    """Raise CapabilityError unless the installed TRL has the hooks this engine was written against."""
+    import trl
+    from trl import GRPOTrainer
+
+    version = tuple(int(part) for part in trl.__version__.split(".")[:2])
+    if version != (1, 16):
+        raise CapabilityError(
+            f"this engine overrides private methods of TRL 1.16, and {trl.__version__} is installed: pip install 'trl>=1.16,<1.17'"
+        )
+    for name, expected in HOOKS.items():
+        method = getattr(GRPOTrainer, name, None)
+        found = tuple(inspect.signature(method).parameters)[1:] if method else ()
+        if found != expected:
+            raise CapabilityError(
+                f"TRL {trl.__version__}: GRPOTrainer.{name} takes {found}, this engine expects {expected}; pip install 'trl==1.16.0'"
+            )
+
+
+def generation_cycle(args: Any) -> int:
+    """Optimiser steps from one generation boundary to the next one that is also the end of an optimiser step."""
+    micro_steps = args.steps_per_generation * args.num_iterations
+    return math.lcm(micro_steps, args.gradient_accumulation_steps) // args.gradient_accumulation_steps
+
+
+def check_arguments(args: Any) -> None:
+    """Refuse GRPOConfig fields that would be dead or wrong under a chain."""
+    from trl import GRPOConfig
+
+    defaults = {name: item.default for name, item in GRPOConfig.__dataclass_fields__.items()}
+    for name in ("scale_rewards", "reward_weights", "multi_objective_aggregation"):
+        value = getattr(args, name)
+        if value != defaults[name]:
+            raise ConfigError(limit(name, value=value))
+    if args.use_liger_kernel:
+        raise ConfigError(limit("use_liger_kernel"))
+    cycle = generation_cycle(args)
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    if strategy == "steps":
+        whole = float(args.save_steps).is_integer() and args.save_steps >= 1
+        if not whole or int(args.save_steps) % cycle:
+            raise ConfigError(limit("save_steps", value=args.save_steps, cycle=cycle))
+    elif strategy != "no":
+        raise ConfigError(limit("save_strategy", value=strategy, cycle=cycle))
+
+
+def check_reference_path(model: Any, args: Any, peft: bool) -> None:
+    """With beta, TRL loads the reference from where the policy says it came from: that must be a place to load from."""
+    if args.beta == 0.0 or peft or isinstance(model, str):
+        return
+    name = str(getattr(model.config, "_name_or_path", ""))
+    path = Path(name).expanduser()
+    local = path.is_dir() or name.startswith(("/", ".", "~")) or name.count("/") > 1
+    if not name or name.endswith(".gguf") or (local and not (path / "config.json").exists()):
+        raise CapabilityError(limit("reference_path", beta=args.beta, path=name))
+
+
+def check_reference_weights(trainer: Any) -> None:
+    """The reference TRL loaded must be the policy that was passed, weight for weight."""
+    if trainer.ref_model is None:
+        return
+    policy = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    reference = dict(trainer.accelerator.unwrap_model(trainer.ref_model).named_parameters())
+    for name, weight in policy.items():
+        other = reference.get(name)
+        if other is None or not torch.equal(weight.detach().to(other.device, other.dtype), other):
+            path = trainer.model.config._name_or_path
+            raise CapabilityError(limit("reference_differs", beta=trainer.beta, path=path, name=name))
+
+
+def check_system(system: System, args: Any, *, peft: bool, evaluates: bool) -> None:
+    """Everything the system needs must be there, and its scope must make sense for the group sizes."""
+    if not system.chain:
+        raise CapabilityError(f"{system.name}: {limit('chain')}")
+    named = "reference" in system.models
+    reference = peft or named or args.beta != 0.0
+    if "logprobs.reference" in system.needs and not reference:
+        raise CapabilityError(f"{system.name}: {limit('reference_missing')}")
+    provided = PROVIDED | ({"logprobs.reference", "reference"} if reference else set())
+    provided |= {f"logprobs.{role}" for role in system.models} | set(system.models)
+    system.require(provided, "TRL's GRPO trainer")
+    for part in system.parts():
+        for role in getattr(part, "roles", ()):
+            if role != "policy" and role not in system.models and not (role == "reference" and reference):
+                raise CapabilityError(f"{system.name}: {limit('role', part=repr(part), role=role)}")
+    for role, model in system.models.items():
+        if model.refresh not in ("frozen", "phase_start"):
+            raise CapabilityError(f"{system.name}: {limit('refresh', role=role, refresh=model.refresh)}")
+    if evaluates and system.scope != "row" and (args.num_generations_eval or args.num_generations) < 2:
+        raise ConfigError(limit("eval_groups", scope=system.scope))
+
+
+def check_sharding(trainer: Any, system: System) -> None:
+    """Token-budget micro-batches give ranks unequal numbers of forwards, which sharded models cannot survive."""
+    needs = sorted(need for need in system.needs if need.startswith("policy"))
+    asks = needs or [role for part in system.parts() for role in getattr(part, "roles", ()) if role == "policy"]
+    if asks and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise CapabilityError(f"{system.name}: {limit('sharded_policy', needs=', '.join(asks))}")
+
+
+def credit_warnings(args: Any, advantages: torch.Tensor, mask: torch.Tensor) -> list[str]:
+    """What TRL's options do to credit that differs within a row; looked at on real advantages, since a chain cannot tell.
+
+    Args:
+        args: the GRPOConfig.
+        advantages: [B, T].
+        mask: [B, T] bool, the tokens in the loss.
+    """
+    low = advantages.masked_fill(~mask, math.inf).amin(1)
+    high = advantages.masked_fill(~mask, -math.inf).amax(1)
+    varies, two_signs = bool((high > low).any()), bool(((high > 0) & (low <= 0)).any())
+    found = []
+    if two_signs and args.loss_type in ("vespo", "sapo"):
+        found.append(
+            f"loss_type={args.loss_type!r} chooses its weights by the sign of each advantage: with per-token credit one rollout gets both sets (the paper has one sign a rollout)"
+        )
+    if two_signs and args.off_policy_mask_threshold is not None:
+        found.append(
+            "off_policy_mask_threshold drops single tokens of negative advantage, not rollouts, when credit differs within a rollout"
+        )
+    if varies and args.top_entropy_quantile < 1.0:
+        found.append(
+            f"top_entropy_quantile={args.top_entropy_quantile} masks low-entropy tokens, among them the ends of steps where process credit sits"
+        )
+    return found

@@ -1,0 +1,465 @@
+"""CreditTrainer: TRL's GRPOTrainer, with the reward and the advantages from a System.
+
+TRL samples, computes the log-probabilities it needs, shuffles, splits and steps. Six of its methods are overridden:
+`_generate` (keep the ids), `_calculate_rewards` (run the signals), `_generate_and_score_completions` (run the chain, put
+[B, T] advantages in), `_compute_loss` (auxiliary objectives), `_save_checkpoint` and `_load_optimizer_and_scheduler` (our
+state). The placeholder `reward_funcs`, one per source, are there for TRL's own logs.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from trl import GRPOConfig, GRPOTrainer
+
+from guerdon.engines.support import limit
+from guerdon.engines.trl import batch as B
+from guerdon.engines.trl import checkpoint, compat
+from guerdon.engines.trl.callbacks import Interrupt, StepHooks
+from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
+from guerdon.errors import CapabilityError, ChainError
+from guerdon.rewards import Scores
+from guerdon.rollouts import Clock, LogProbs, Rollouts
+from guerdon.system import System
+
+Truth = Callable[[list[str], list[dict[str, Any]]], Sequence[Any]]
+Monitor = Callable[[Rollouts, Scores], dict[str, float] | None]
+
+
+class CreditTrainer(GRPOTrainer):
+    """A GRPOTrainer whose advantages come from a System; in every other respect TRL's.
+
+    Args:
+        model: a path or hub id, a model, or a PEFT model. With `args.beta` it must be loadable from a path.
+        system: with a chain. Its group statistics replace `scale_rewards`, its fusion `reward_weights`.
+        args: TRL's configuration. `save_steps` must be a multiple of the generation cycle.
+        train_dataset, eval_dataset, processing_class, peft_config, optimizers, quantization_config, tools, rollout_func,
+            environment_factory: as TRL has them.
+        callbacks: transformers callbacks.
+        truth: (completions, rows) -> one number, or (value, reason), for each completion: true success, logged as "true" and
+            never trained on. NaN = the verifier failed.
+        monitors: called with the global (Rollouts, Scores) of every training generation, returning numbers for the log;
+            `Evaluator`s belong here too.
+        rollout_log: which rollouts go to `rollouts.jsonl`.
+        log_dir: folder of metrics.jsonl, rollouts.jsonl and eval.jsonl; default `args.output_dir`.
+
+    Raises:
+        CapabilityError, ConfigError: what TRL cannot do with this system or configuration, and what to do instead.
+
+    Attributes:
+        status: "ready", "running", "finished" or "interrupted" (Ctrl-C; a checkpoint was saved at the generation boundary).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        system: System,
+        args: GRPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        callbacks: list[Any] | None = None,
+        truth: Truth | None = None,
+        monitors: Sequence[Any] = (),
+        rollout_log: RolloutLog | None = None,
+        log_dir: str | Path | None = None,
+        **trl_options: Any,
+    ) -> None:
+        compat.check_trl()
+        args = args or GRPOConfig("credit-output")
+        peft = peft_config is not None or hasattr(model, "peft_config")
+        compat.check_arguments(args)
+        compat.check_system(system, args, peft=peft, evaluates=eval_dataset is not None)
+        compat.check_reference_path(model, args, peft)
+        self.system, self.truth, self.monitors = system, truth, list(monitors)
+        self.rollout_log = rollout_log or RolloutLog()
+        self.status = "ready"
+        self._source_names = source_names(system)
+        # Before the trainer exists: it binds the policy's forward to the original weights, so later copies are none.
+        self.models: dict[str, Any] = {role: _role_model(m.source, model) for role, m in system.models.items()}
+        for monitor in self.monitors:
+            if hasattr(monitor, "before_trainer"):
+                monitor.before_trainer(model)
+        super().__init__(
+            model=model,
+            reward_funcs=[_placeholder(name) for name in self._source_names],
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            callbacks=callbacks,
+            **trl_options,
+        )
+        if len(self.reward_funcs) != len(self._source_names):
+            raise CapabilityError(limit("environment_reward"))
+        compat.check_reference_weights(self)
+        compat.check_sharding(self, system)
+        self.run_log = RunLog(log_dir or self.args.output_dir, active=self.accelerator.is_main_process)
+        self.hooks = StepHooks(self)
+        self.add_callback(self.hooks)
+        self.interrupt = Interrupt()
+        self._sampled: B.Sampled | None = None
+        self._scored: tuple[Rollouts, Scores, Tensor | None, list[str]] | None = None
+        self._objective_rows: tuple[Rollouts, Scores] | None = None
+        self._warned: set[str] = set()
+        self._bind_models()
+        for monitor in self.monitors:
+            if hasattr(monitor, "attach"):
+                monitor.attach(self)
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Any:
+        """The policy without the wrappers of DDP and accelerate."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def _bind_models(self) -> None:
+        for model in self.models.values():
+            model.to(self.accelerator.device).eval().requires_grad_(False)
+        asked = {role for part in self.system.parts() for role in getattr(part, "roles", ())}
+        if not asked:
+            return
+        from guerdon.lm import LocalModel
+
+        candidates = {"policy": self.policy, "reference": self._reference_model()[0], **self.models}
+        for role in sorted(asked):
+            self.system.bind(role, LocalModel(candidates[role], self._tokenizer))
+
+    def _reference_model(self) -> tuple[Any, AbstractContextManager[Any]]:
+        """The reference and the context in which it is the reference (LoRA: the policy without its adapter)."""
+        if "reference" in self.models:
+            return self.models["reference"], nullcontext()
+        if self.ref_model is not None:
+            return self.accelerator.unwrap_model(self.ref_model), nullcontext()
+        policy = self.policy
+        if hasattr(policy, "disable_adapter"):
+            return policy, policy.disable_adapter()
+        return None, nullcontext()
+
+    def measuring(self) -> AbstractContextManager[Any]:
+        """The policy in eval mode, without gradient checkpointing, restored afterwards."""
+        return B.as_instrument(self.policy, self.args.gradient_checkpointing_kwargs)
+
+    def with_logprobs(self, rollouts: Rollouts) -> Rollouts:
+        """The rollouts with the log-probabilities the system needs, at the sampling temperature."""
+        roles = [need.partition(".")[2] for need in sorted(self.system.needs) if need.startswith("logprobs.")]
+        found = dict(rollouts.logprobs)
+        for role in roles:
+            model, context = (self.policy, nullcontext()) if role == "old" else (self.models.get(role), nullcontext())
+            if role == "reference":
+                model, context = self._reference_model()
+            with context:
+                found[role] = LogProbs(B.token_logprobs(model, rollouts, self.temperature), self.temperature)
+        return replace(rollouts, logprobs=found)
+
+    # -- one generation --------------------------------------------------------------------------------------------------
+
+    def clock(self, *, training: bool) -> Clock:
+        return Clock(self.state.global_step, self.state.max_steps or None, training, self.args.seed)
+
+    def forked(self, clock: Clock, *key: object) -> AbstractContextManager[None]:
+        """Generators seeded by the clock and the key for a block, put back afterwards."""
+        return B.forked_rng(clock.generator(*key, self._step).initial_seed())
+
+    def rollouts_of(
+        self, sampled: B.Sampled, prompts: list[Any], columns: dict[str, list[Any]], group_size: int, clock: Clock
+    ) -> Rollouts:
+        """This rank's Rollouts of what was sampled."""
+        options = self.args.generation_kwargs or {}
+        stops = {*self.eos_token_ids}
+        if options.get("stop_strings"):
+            stops.add(self._tokenizer.pad_token_id)  # what `generate` writes after a stop string
+        return B.build_rollouts(
+            sampled,
+            prompts,
+            columns,
+            tokenizer=self._tokenizer,
+            stop_ids=stops,
+            cap=options.get("max_new_tokens", self.max_completion_length),
+            group_size=group_size,
+            rank=self.accelerator.process_index,
+            clock=clock,
+            drop_unfinished=self.mask_truncated_completions,
+        )
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        result = super()._generate(prompts)
+        self._sampled = B.Sampled(result[0], result[1], result[2])
+        return result
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        training = self.model.training
+        clock = self.clock(training=training)
+        assert self._sampled is not None
+        keys = [key for key in inputs[0] if key != "prompt"]
+        columns = {key: [row.get(key) for row in inputs] for key in keys}
+        if self.environments is not None:
+            columns["environments"] = list(self.environments)
+        group_size = self.num_generations if training else self.num_generations_eval
+        with self.measuring():
+            local = self.rollouts_of(self._sampled, prompts, columns, group_size, clock)
+            rollouts, scores = self.score(local)
+        truth, reasons = self._measure_truth(local)
+        self._scored = (rollouts, scores, truth, reasons)
+        return self._source_matrix(scores).to(self.accelerator.device)
+
+    def score(self, local: Rollouts) -> tuple[Rollouts, Scores]:
+        """Signals on this rank's rollouts; returns the global rollouts and their scores, the same on every rank."""
+        clock, processes = local.clock, self.accelerator.num_processes
+        with self.forked(clock, "rows", self.accelerator.process_index):
+            local = self.with_logprobs(self.system.segmented(local))
+        rollouts = B.gather_rollouts(local, processes)
+        if clock.training:
+            with self.forked(clock, "before"):
+                self.hooks.learned(self.system.update(rollouts, Scores.empty(rollouts), at="before_scoring"))
+        rows = self.system.row_signals()
+        with self.forked(clock, "rows", self.accelerator.process_index, "signals"):
+            scores = self.system.score(local, only=rows)
+        scores = B.gather_scores(scores, processes)
+        with self.forked(clock, "signals"):
+            rest = [name for name in self.system.signals if name not in rows]
+            scores = self.system.score(rollouts, only=rest, scores=scores)
+        return rollouts, scores
+
+    def credit(self, rollouts: Rollouts, scores: Scores) -> Scores:
+        """The chain on the global batch; in training also the states and the parts that learn after scoring."""
+        clock = rollouts.clock
+        with self.forked(clock, "chain"):
+            scores = self.system.credit(scores, rollouts)
+            if clock.training:
+                self.system.commit(scores)
+                self.hooks.learned(self.system.update(rollouts, scores, at="after_scoring"))
+        return scores
+
+    def _source_matrix(self, scores: Scores) -> Tensor:
+        """[B_global, K]: each source's row total, NaN where it failed: what TRL logs."""
+        missing = [name for name in self._source_names if name not in scores.raw]
+        if missing or len(scores.raw) != len(self._source_names):
+            raise ChainError(
+                f"{self.system.name}: signals declared the sources {self._source_names} and gave {sorted(scores.raw)}; a signal with several sources declares level={{name: level}}"
+            )
+        columns = [scores.raw[name] for name in self._source_names]
+        totals = [r.row_total() if r.kind != "advantage" else torch.full((len(r),), float("nan")) for r in columns]
+        return torch.stack([total.cpu().float() for total in totals], 1)
+
+    def _measure_truth(self, local: Rollouts) -> tuple[Tensor | None, list[str]]:
+        """[B_global] true success of the training rollouts, for the log only."""
+        if self.truth is None:
+            return None, []
+        with self.forked(local.clock, "truth"):
+            answers = self.truth(local.completions, B.rows_of(local))
+        values, reasons = B.read_truth(answers, len(local))
+        self._log_completion_extra("true", values.tolist())
+        if self.accelerator.num_processes == 1:
+            return values, reasons
+        parts = B._gather((values, reasons))
+        return torch.cat([v for v, _ in parts]), [why for _, texts in parts for why in texts]
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        mode = "train" if self.model.training else "eval"
+        output = super()._generate_and_score_completions(inputs)
+        assert self._scored is not None
+        rollouts, scores, truth, reasons = self._scored
+        with self.measuring():
+            scores = self.credit(rollouts, scores)
+        B.install_credit(output, scores, rollouts, self.accelerator.process_index)
+        self._log_generation(mode, rollouts, scores, truth, reasons)
+        if mode == "train":
+            assert rollouts.policy_mask is not None
+            for text in compat.credit_warnings(self.args, scores.advantages, rollouts.policy_mask):
+                self._warn_once(text)
+            self.hooks.pending.append((rollouts, scores))
+            if self.system.objectives:
+                size = len(output["advantages"])
+                first = self.accelerator.process_index * size
+                output["rows"] = torch.arange(first, first + size, device=output["advantages"].device)
+                self._objective_rows = (rollouts, scores)
+        self._sampled = self._scored = None
+        return output
+
+    def _log_generation(
+        self, mode: str, rollouts: Rollouts, scores: Scores, truth: Tensor | None, reasons: list[str]
+    ) -> None:
+        """Our numbers in TRL's logs where TRL's own would mislead, and the run's log."""
+        record = generation_metrics(rollouts, scores, truth)
+        metrics = self._metrics[mode]
+        metrics["reward"][-1], metrics["reward_std"][-1] = record["reward"], record["reward_std"]
+        metrics["kept"].append(record["kept"])
+        for name, value in scores.metrics.items():
+            metrics[f"chain/{name}"].append(float(value))
+        if truth is not None:
+            metrics["true"].append(mean_std(truth)[0])
+        shown, size = self._logs["advantages"], len(rollouts)
+        if scores.advantages.shape[1]:
+            assert rollouts.policy_mask is not None
+            share = rollouts.policy_mask.sum(1).clamp(min=1)
+            row_means = ((scores.advantages * rollouts.policy_mask).sum(1) / share).tolist()
+            for _ in range(min(size, len(shown))):  # the completions table wants one number a row
+                shown.pop()
+            shown.extend(row_means)
+        if mode != "train":
+            return
+        self.hooks.generation = record
+        for monitor in self.monitors:
+            if callable(monitor):
+                with self.forked(rollouts.clock, "monitor"), self.measuring():
+                    self.hooks.learned(monitor(rollouts, scores) or {})
+        step, every = self.state.global_step, self.rollout_log.every
+        if every and step % every == 0 and self.run_log.active:
+            first = list(dict.fromkeys(rollouts.groups.tolist()))[: self.rollout_log.groups]
+            rows = [row for row, group in enumerate(rollouts.groups.tolist()) if group in first]
+            for line in rollout_records(
+                rollouts, scores, rows, step=step, split="train", truth=truth, truth_reasons=reasons
+            ):
+                self.run_log.write(ROLLOUTS, line)
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            warnings.warn(f"{self.system.name}: {text}", stacklevel=3)
+
+    # -- the loss ----------------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        share, beta = inputs.get("row_share"), self.beta
+        if share is not None and self.loss_type in B.ROW_MEAN_LOSSES:
+            # Scaling the credit and the KL coefficient is scaling their sum, and leaves an entropy bonus alone.
+            inputs = {**inputs, "advantages": inputs["advantages"] * share}
+            self.beta = beta * float(share)
+        try:
+            loss = super()._compute_loss(model, inputs)
+        finally:
+            self.beta = beta
+        if "rows" not in inputs or self._objective_rows is None:
+            return loss
+        rollouts, scores = self._objective_rows
+        rows = inputs["rows"].cpu()
+        rewards = {name: rewards.select(rows) for name, rewards in scores.raw.items()}
+        part = B.ObjectiveBatch(rollouts.select(rows), rewards, scores.keep[rows], inputs, self.temperature)
+        models = {**self.models, "policy": model}
+        for objective in self.system.objectives:
+            extra, metrics = objective(models, part)
+            loss = loss + extra / self.current_gradient_accumulation_steps
+            for name, value in metrics.items():
+                self._metrics["train"][f"objective/{name}"].append(float(value))
+        return loss
+
+    # -- training, stopping, resuming ------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.hooks.loss += loss.detach()
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        self.hooks.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        return self.hooks.grad_norm
+
+    def train(self, resume_from_checkpoint: bool | str | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; True = go on from the newest complete checkpoint of output_dir, or start where there is none.
+
+        Ctrl-C saves at the next generation boundary and returns (`status` = "interrupted"); a second Ctrl-C stops at once.
+        """
+        resume = checkpoint.resolve_resume(resume_from_checkpoint, self.args.output_dir)
+        self.status = "running"
+        with self.interrupt:
+            try:
+                output = super().train(resume, *args, **kwargs)
+            except KeyboardInterrupt:
+                # In the middle of a step there is nothing exact to save: the newest complete checkpoint stands.
+                self.status = "interrupted"
+                return TrainOutput(self.state.global_step, float("nan"), {"status": self.status})
+            finally:
+                self.run_log.close()
+        stopped = self.interrupt.obeyed and self.state.global_step < self.state.max_steps
+        self.status = "interrupted" if stopped else "finished"
+        return output
+
+    def at_boundary(self) -> bool:
+        """Whether the next micro-step would sample anew, so that nothing is lost with the process."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{checkpoint.PREFIX}{self.state.global_step}"
+        if self.args.should_save:
+            checkpoint.begin(folder, {"system": self.system.state_dict(), "step": self.state.global_step})
+        # Older checkpoints go only when this one is complete: a kill in between must leave one to resume from.
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = keep
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save and self.at_boundary():
+            checkpoint.finish(folder, self.state.global_step)
+            if keep is not None:
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(
+                    os.fspath(folder.parent), save_total_limit=keep, best_model_checkpoint=best, use_mtime=True
+                )
+
+    def _load_optimizer_and_scheduler(self, folder: Any) -> None:
+        super()._load_optimizer_and_scheduler(folder)
+        if folder is not None:
+            self.system.load_state_dict(checkpoint.load_state(folder)["system"])
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        self._train_sampler = super()._get_train_sampler(dataset)
+        return self._train_sampler
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._init_training_state(*args, **kwargs)
+        sampler = getattr(self, "_train_sampler", None)
+        if getattr(sampler, "shuffle", False):
+            # TRL's sampler draws one permutation an epoch from its own generator, which a resumed run starts from anew.
+            for _ in range(found[0]):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return found
+
+
+def source_names(system: System) -> list[str]:
+    """The sources the signals declare, in order: a signal's name, or name.sub for each of its levels."""
+    names: list[str] = []
+    for name, signal in system.signals.items():
+        level = getattr(signal, "level", "sequence")
+        names += [name] if isinstance(level, str) else [f"{name}.{sub}" for sub in level]
+    return names
+
+
+def _placeholder(name: str) -> Callable[..., list[float]]:
+    """A reward function that is never called: `_calculate_rewards` runs the signals, TRL takes the name for its logs."""
+
+    def placeholder(**_: Any) -> list[float]:
+        raise AssertionError(f"the reward of {name!r} comes from the system")
+
+    placeholder.__name__ = name
+    return placeholder
+
+
+def _role_model(source: Any, policy: Any) -> Any:
+    """A model by role: an object as it is, "policy" = a copy of the policy as it is now, otherwise a path or hub id."""
+    if source == "policy":
+        source = policy
+        if not isinstance(policy, str):
+            return copy.deepcopy(policy)
+    if not isinstance(source, (str, Path)):
+        return source
+    from guerdon.lm.load import load_model
+
+    return load_model(source)[0]
+
+
+__all__ = ["CreditTrainer", "source_names"]
