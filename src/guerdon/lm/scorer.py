@@ -1,0 +1,277 @@
+"""The span scorer: how likely a target is after each of several contexts. Every likelihood signal is an aggregate of it.
+
+    scorer = SpanScorer(LocalModel("smollm2"))
+    scores = scorer.score(["2+2=", "2+3="], " 4")           # one target after two contexts
+    scores.values                                          # [2, L] float32, log p(token | context, target so far)
+    scores.sum(), scores.mean_prob()                       # aggregates are the caller's choice, these are the plain ones
+
+Joined by ids, never by text: a context given as ids stays as it is, the target is tokenised by itself as a continuation, so
+a row's tokens are the same whatever the context. (Methods that tokenise the joined text in one piece use
+`encode.encode_with_target` and `score_positions`.) Rows that need the same forward share it; the rest is packed, longest
+first, into micro-batches under a token budget; the output embedding runs only over the needed positions, in chunks, and the
+log-softmax is float32. Results come back in the order asked.
+
+Two cells have no number. An empty target has no tokens: its row of `mask` is False. A token with nothing before it (empty
+context, no begin-of-sequence token) has no probability under a causal model: NaN, and `reasons[row]` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from guerdon.errors import ConfigError
+from guerdon.lm.encode import Prompt, Text, continuation_offsets, encode_continuation, encode_prompt
+from guerdon.lm.forward import Forward, Head, instrument
+from guerdon.lm.local import LocalModel
+
+Gather = Literal["target", "token_ids", "logsumexp"]
+NO_CONTEXT = "the target's first token has nothing before it (empty context, and the tokenizer adds no begin-of-sequence token)"
+
+
+@dataclass(frozen=True)
+class SpanScores:
+    """N targets of up to L tokens.
+
+    Attributes:
+        values: [N, L], or [N, L, K] for gather="token_ids"; natural logs in float32 (or raw logits). 0 where `mask` is False.
+        mask: [N, L] bool, a token of the target.
+        ids: [N, L] int64, the target's tokens (-1 at padding, and for a next-token question).
+        offsets: [N, L, 2] int64, characters of each token in `texts[n]`.
+        texts: N target texts, decoded from the ids.
+        temperature: what the logits were divided by.
+        reasons: {row: why values[row] holds NaN}.
+    """
+
+    values: Tensor
+    mask: Tensor
+    ids: Tensor
+    offsets: Tensor
+    texts: list[str]
+    temperature: float = 1.0
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[N] int64, tokens of each target."""
+        return self.mask.sum(1)
+
+    def rows(self) -> list[Tensor]:
+        """The values of each target without padding."""
+        return [values[mask] for values, mask in zip(self.values, self.mask.to(self.values.device), strict=True)]
+
+    def sum(self) -> Tensor:
+        """[N] log-probability of the whole target; 0 for an empty one."""
+        return self.values.sum(1)
+
+    def mean(self) -> Tensor:
+        """[N] mean log-probability a token; NaN for an empty target."""
+        return self.values.sum(1) / self.lengths.to(self.values.device)
+
+    def mean_prob(self) -> Tensor:
+        """[N] mean probability a token (RLPR); NaN for an empty target."""
+        return (self.values.exp() * self.mask.to(self.values.device)).sum(1) / self.lengths.to(self.values.device)
+
+
+class SpanScorer:
+    """Scores targets after contexts under one model.
+
+    Args:
+        model: a LocalModel, a transformers model (then with its tokenizer), or a source `load_model` takes.
+        tokenizer: with a model object.
+        max_tokens: tokens in one forward, padding counted; None = the LocalModel's.
+        left_pad: pad on the left instead of the right. Results agree to rounding; position ids are explicit.
+        forward: another way to run sequences, with `Forward.states`' arguments and meaning (for instance one packed pass
+            for all prefixes of a rollout). None = padded micro-batches.
+    """
+
+    def __init__(self, model: LocalModel | nn.Module | str, tokenizer: Any = None, *, max_tokens: int | None = None, left_pad: bool = False, forward: Forward | None = None) -> None:
+        self.lm = model if isinstance(model, LocalModel) else LocalModel(model, tokenizer)
+        self.tokenizer = self.lm.tokenizer
+        self.forward = forward or Forward(self.lm.model, max_tokens=max_tokens or self.lm.max_tokens, left_pad=left_pad)
+        self.head = Head(self.forward.parts, self.lm.chunk)
+
+    def score(
+        self,
+        contexts: Prompt | Sequence[Prompt],
+        targets: Text | Sequence[Text] | None,
+        *,
+        gather: Gather = "target",
+        token_ids: Sequence[int] | Tensor | None = None,
+        raw: bool = False,
+        grad: bool = False,
+        temperature: float = 1.0,
+    ) -> SpanScores:
+        """Log-probabilities of each target after its context.
+
+        Args:
+            contexts: N texts, chats or id lists. A text gets the begin-of-sequence token its tokenizer would add.
+            targets: N texts or id lists; a single text or id tensor stands for all contexts (and a single text context for
+                all targets). None asks for the next token after each context: L = 1, with gather "token_ids" or "logsumexp".
+            gather: "target" = the target's own tokens; "token_ids" = `token_ids` at each of its places; "logsumexp" = log of
+                the sum over the vocabulary of exp(logit).
+            token_ids: [K] for every row, or [N, K].
+            raw: return logits (divided by the temperature) in place of log-probabilities.
+            grad: keep the graph (checkpointing is off inside, dropout too).
+            temperature: divides the logits.
+
+        Raises:
+            ConfigError: numbers of contexts and targets differ, token_ids missing or out of range, temperature not positive.
+        """
+        context_ids, target_ids = self._paired(contexts, targets)
+        following = target_ids if target_ids is not None else [torch.tensor([-1])] * len(context_ids)
+        begins = [len(c) for c in context_ids]
+        sequences = [torch.cat([c, t]) if target_ids is not None else c for c, t in zip(context_ids, following, strict=True)]
+        wanted = [torch.arange(b, b + len(t)) for b, t in zip(begins, following, strict=True)]
+        if target_ids is None and gather == "target":
+            raise ConfigError('without targets there is no target to gather: use gather="token_ids" or "logsumexp"')
+        values, reasons = self.score_positions(sequences, wanted, gather=gather, token_ids=token_ids, raw=raw, grad=grad, temperature=temperature)
+        lengths = torch.tensor([len(t) for t in following], dtype=torch.long)
+        texts, offsets = self._texts(target_ids, len(context_ids))
+        ids = pad_sequence(following, batch_first=True, padding_value=-1) if following else torch.zeros(0, 0, dtype=torch.long)
+        mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
+        return SpanScores(values, mask, ids, offsets, texts, temperature, reasons)
+
+    def score_positions(
+        self,
+        sequences: Sequence[Tensor],
+        wanted: Sequence[Tensor],
+        *,
+        gather: Gather = "target",
+        token_ids: Sequence[int] | Tensor | None = None,
+        raw: bool = False,
+        grad: bool = False,
+        temperature: float = 1.0,
+    ) -> tuple[Tensor, dict[int, str]]:
+        """The same for any positions of whole sequences (a marked part in the middle of a spliced text).
+
+        Args:
+            sequences: N id tensors [T_n].
+            wanted: N tensors: positions [L_n] int64 of the tokens to score, or a bool mask [T_n]. Position T_n (one past the
+                end) asks for the next token, for gathers that need no target.
+            gather, token_ids, raw, grad, temperature: as in `score`.
+
+        Returns:
+            values [N, L] or [N, L, K], 0 where a row has fewer than L; reasons {row: why it holds NaN}.
+        """
+        if not temperature > 0:
+            raise ConfigError(f"temperature={temperature}: must be positive")
+        wanted = [w.nonzero()[:, 0] if w.dtype == torch.bool else w.long() for w in wanted]
+        extra = self._token_ids(token_ids, len(sequences)) if gather == "token_ids" else None
+        reasons = {row: NO_CONTEXT for row, w in enumerate(wanted) if bool((w == 0).any())}
+        known = [w[w > 0] for w in wanted]
+        flat = self._flat(sequences, known, _reader(gather, raw), extra, grad, temperature)
+        width = max((len(w) for w in wanted), default=0)
+        values = flat.new_zeros((len(sequences), width, *flat.shape[1:]))
+        lengths = torch.tensor([len(w) for w in wanted], dtype=torch.long)
+        filled = torch.arange(width)[None] < lengths[:, None]
+        undefined = torch.zeros_like(filled)
+        for row in reasons:
+            undefined[row, : len(wanted[row])] = wanted[row] == 0
+        where = (filled & ~undefined).to(flat.device)
+        if len(flat):
+            values = values.index_put(where.nonzero(as_tuple=True), flat)
+        undefined = undefined.to(flat.device)
+        return values.masked_fill(undefined[..., None] if values.dim() == 3 else undefined, float("nan")), reasons
+
+    # -- details -----------------------------------------------------------------------------------------------------------------
+
+    def _flat(self, sequences: Sequence[Tensor], wanted: list[Tensor], read: Callable[..., tuple[Tensor]], extra: Tensor | None, grad: bool, temperature: float) -> Tensor:
+        """[sum of L_n, ...]: the values of all wanted tokens, rows in order."""
+        live = [row for row, positions in enumerate(wanted) if len(positions)]
+        # What a row needs to see ends before its last wanted token, so answers of one token after one context are one forward.
+        seen = {row: sequences[row][: int(wanted[row].max())] for row in live}
+        unique, owners = _shared(seen)
+        pieces: dict[int, Tensor] = {}
+        with instrument(self.lm.model, grad=grad):
+            before = [torch.cat([wanted[row] for row in rows]) - 1 for rows in owners]
+            for batch, states in self.forward.states(unique, before):
+                rows = [row for index in batch for row in owners[index]]
+                targets = torch.cat([_target(sequences[row], wanted[row]) for row in rows])
+                aligned = [targets] if extra is None else [targets, torch.cat([extra[row].expand(len(wanted[row]), -1) for row in rows])]
+                (values,) = self.head(states, read, *aligned, temperature=temperature)
+                pieces |= dict(zip(rows, values.split([len(wanted[row]) for row in rows]), strict=True))
+        if not pieces:
+            return torch.zeros(0, *(() if extra is None else (extra.shape[1],)))
+        return torch.cat([pieces[row] for row in sorted(pieces)])
+
+    def _paired(self, contexts: Prompt | Sequence[Prompt], targets: Text | Sequence[Text] | None) -> tuple[list[Tensor], list[Tensor] | None]:
+        many_contexts = not isinstance(contexts, str | Tensor)
+        context_list: list[Any] = list(contexts) if many_contexts else [contexts]
+        if targets is None:
+            return [encode_prompt(self.tokenizer, c) for c in context_list], None
+        many_targets = not isinstance(targets, str | Tensor)
+        target_list: list[Any] = list(targets) if many_targets else [targets]
+        if many_targets and target_list and isinstance(target_list[0], int):
+            raise ConfigError("targets is one list of ids: give a list of targets, or a tensor for one target after all contexts")
+        size = max(len(context_list), len(target_list)) if context_list and target_list else 0
+        if (many_contexts and len(context_list) != size) or (many_targets and len(target_list) != size):
+            raise ConfigError(f"{len(context_list)} contexts and {len(target_list)} targets: give as many, or a single text or tensor for all")
+        encoded = [encode_prompt(self.tokenizer, c) for c in context_list]
+        continued = [encode_continuation(self.tokenizer, t) for t in target_list]
+        return encoded * (size if not many_contexts else 1), continued * (size if not many_targets else 1)
+
+    def _texts(self, targets: list[Tensor] | None, size: int) -> tuple[list[str], Tensor]:
+        if targets is None:
+            return [""] * size, torch.zeros(size, 1, 2, dtype=torch.long)
+        decoded = [continuation_offsets(self.tokenizer, ids) for ids in targets]
+        if not decoded:
+            return [], torch.zeros(0, 0, 2, dtype=torch.long)
+        return [text for text, _ in decoded], pad_sequence([offsets for _, offsets in decoded], batch_first=True)
+
+    def _token_ids(self, token_ids: Sequence[int] | Tensor | None, size: int) -> Tensor:
+        if token_ids is None:
+            raise ConfigError('gather="token_ids" needs token_ids=[...]')
+        ids = torch.as_tensor(token_ids, dtype=torch.long).cpu()
+        ids = ids[None].expand(size, -1) if ids.dim() == 1 else ids
+        if ids.dim() != 2 or len(ids) != size or (ids.numel() and int(ids.min()) < 0):
+            raise ConfigError(f"token_ids must be [K] or [{size}, K] ids, got shape {tuple(ids.shape)}")
+        return ids
+
+
+def _shared(seen: dict[int, Tensor]) -> tuple[list[Tensor], list[list[int]]]:
+    """The sequences to run, and which rows read from each: one that begins another needs no forward of its own (causality)."""
+    keys = {row: sequence.numpy().tobytes() for row, sequence in seen.items()}
+    unique: list[Tensor] = []
+    owners: list[list[int]] = []
+    longest = b""
+    for row in sorted(keys, key=lambda row: keys[row], reverse=True):  # a beginning sorts directly after what it begins
+        if not unique or not longest.startswith(keys[row]):
+            unique.append(seen[row])
+            owners.append([])
+            longest = keys[row]
+        owners[-1].append(row)
+    return unique, owners
+
+
+def _target(sequence: Tensor, positions: Tensor) -> Tensor:
+    """The tokens at the positions; one past the end is a question without a target (any id will do)."""
+    return torch.cat([sequence, sequence.new_zeros(1)])[positions]
+
+
+def _reader(gather: Gather, raw: bool) -> Callable[..., tuple[Tensor]]:
+    """What to take from logits [C, V] (target [C], extra [C, K])."""
+
+    def target(logits: Tensor, ids: Tensor) -> tuple[Tensor]:
+        taken = logits.gather(-1, ids[:, None])[:, 0]
+        return (taken if raw else taken - logits.logsumexp(-1),)
+
+    def tokens(logits: Tensor, _: Tensor, ids: Tensor) -> tuple[Tensor]:
+        taken = logits.gather(-1, ids)
+        return (taken if raw else taken - logits.logsumexp(-1, keepdim=True),)
+
+    def total(logits: Tensor, _: Tensor) -> tuple[Tensor]:
+        return (logits.logsumexp(-1),)
+
+    readers: dict[str, Callable[..., tuple[Tensor]]] = {"target": target, "token_ids": tokens, "logsumexp": total}
+    if gather not in readers:
+        raise ConfigError(f"gather={gather!r}: use target, token_ids or logsumexp")
+    return readers[gather]
