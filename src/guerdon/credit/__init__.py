@@ -6,11 +6,12 @@
 | what | links | functions |
 | --- | --- | --- |
 | one source | `On` with `Clip`, `Delta`, `MinForm`, `Scale`, `Shape`, `Squash`, `Minus` | `shaping` |
-| placement | `ToTokens` | `placement` |
+| placement | `ToTokens`, `MaskEnds` | `placement` |
 | returns | `Accumulate`, `MinReturn`, `GAE` | `scan` |
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm` | `groups`, `normalise`, `leave_one_out` |
 | penalties | `KLPenalty` | `kl` |
+| watching | `WatchSteps` | `monitor` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
 """
@@ -23,8 +24,9 @@ from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
 from guerdon.credit.groups import GroupStats, group_stats, group_sum, leave_one_out_mean
 from guerdon.credit.kl import KLPenalty, kl_estimate
 from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per_step_baseline, per_token_baseline
+from guerdon.credit.monitor import WatchSteps, correlation
 from guerdon.credit.normalise import GroupNorm, PerRewardNorm, Whiten, group_normalise, normalise_then_sum, whiten
-from guerdon.credit.placement import ToTokens, place_at_ends, place_on_whole, to_tokens, token_spans
+from guerdon.credit.placement import MaskEnds, ToTokens, place_at_ends, place_on_whole, to_tokens
 from guerdon.credit.reference import (
     Ceil,
     CenterOn,
@@ -58,6 +60,7 @@ __all__ = [
     "KLPenalty",
     "LeaveOneOut",
     "LengthPenalty",
+    "MaskEnds",
     "MinForm",
     "MinReturn",
     "Minus",
@@ -72,9 +75,11 @@ __all__ = [
     "Squash",
     "StdEMAFilter",
     "ToTokens",
+    "WatchSteps",
     "Whiten",
     "apply_moments",
     "clip_scores",
+    "correlation",
     "delta_scores",
     "gae",
     "group_normalise",
@@ -100,7 +105,6 @@ __all__ = [
     "suffix_min",
     "suffix_sum",
     "to_tokens",
-    "token_spans",
     "update_moments",
     "weighted_sum",
     "whiten",

@@ -38,19 +38,24 @@ class OnFailure(LinkBase):
         action: "row" drops the row; "group" drops the row's whole group; "source" masks the failed source in that row (all of its
             spans: half a row of step scores is another reward) and trains on the other sources. A row that no source
             scores any more is dropped.
+        sources: only these; empty = all. A chain may treat its sources differently, one OnFailure after another.
     """
 
     action: Literal["row", "group", "source"] = "row"
+    sources: tuple[str, ...] = ()
 
     handles_failure: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.action not in ("row", "group", "source"):
             raise ConfigError(f"OnFailure({self.action!r}): use 'row', 'group' or 'source'")
+        object.__setattr__(self, "sources", (self.sources,) if isinstance(self.sources, str) else tuple(self.sources))
         if self.action == "group":
             object.__setattr__(self, "scope", "group")
 
     def plan(self, levels: Levels) -> Levels:
+        for name in self.sources:
+            planned_name(name, levels)
         return levels
 
     def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
@@ -59,6 +64,8 @@ class OnFailure(LinkBase):
         why: dict[int, str] = {}
         metrics: dict[str, float] = {}
         for name, rewards in scores.sources.items():
+            if self.sources and name not in self.sources:
+                continue
             bad = (rewards.mask & ~torch.isfinite(rewards.values)).any(1).to(scores.keep.device)
             metrics[f"failed/{name}"] = float((bad & scores.keep).sum())
             for row in (bad & scores.keep).nonzero()[:, 0].tolist():
@@ -109,7 +116,7 @@ class DropUniformGroups(LinkBase):
         stats = group_stats(totals, rollouts.groups, live, sample_ids=rollouts.sample_ids, std="population")
         uniform = live & (stats.std <= self.std_at_most)
         if self.singleton == "keep":
-            uniform &= stats.count > 1
+            uniform &= stats.size > 1
         kept = int(scores.keep.sum())
         scores = scores.dropping(uniform, f"{name}: the same reward in the whole group")
         return scores.with_metrics(**{"dropped/uniform": float(int(uniform.sum()) / max(kept, 1))})

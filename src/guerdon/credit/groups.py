@@ -24,12 +24,12 @@ class GroupStats(NamedTuple):
     Attributes:
         mean: [B]; NaN where no row of the group counts.
         std: [B]; NaN where no row of the group counts.
-        count: [B] int64, samples that counted.
+        size: [B] int64, samples that counted.
     """
 
     mean: Tensor
     std: Tensor
-    count: Tensor
+    size: Tensor
 
 
 class _Samples(NamedTuple):

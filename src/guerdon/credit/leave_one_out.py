@@ -122,7 +122,7 @@ class LeaveOneOut(LinkBase):
         values = (rewards.values.double() - self._baselines(rewards, rollouts, counts)).to(rewards.values.dtype)
         rows = counts.any(1)
         samples = None if rollouts.sample_ids is None else rollouts.sample_ids.to(values.device)
-        alone = group_stats(rows.double(), rollouts.groups.to(values.device), rows, sample_ids=samples).count <= 1
+        alone = group_stats(rows.double(), rollouts.groups.to(values.device), rows, sample_ids=samples).size <= 1
         if self.singleton == "zero":
             values = torch.where(alone[:, None], torch.zeros_like(values), values)
         elif self.singleton == "drop":

@@ -204,7 +204,7 @@ class GroupNorm(LinkBase):
         normed = torch.where(rewards.failed, rewards.values, normed)
         if self.singleton == "drop":
             stats = group_stats(rewards.values.reshape(-1), groups, counts.reshape(-1), sample_ids=samples)
-            lonely = ((stats.count == 1).view(counts.shape) & counts).any(1)
+            lonely = ((stats.size == 1).view(counts.shape) & counts).any(1)
             scores = scores.dropping(lonely, f"{name}: the only scored row of its group")
         return scores.with_source(name, rewards.with_values(normed, "advantage"))
 

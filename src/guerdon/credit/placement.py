@@ -13,42 +13,13 @@ import torch
 from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, freeze_reward, planned_name, source_of
-from guerdon.errors import CapabilityError, ChainError
+from guerdon.errors import ChainError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
+from guerdon.segment.placement import to_token_spans
 from guerdon.spans import Spans
 
 Placement = Literal["end", "whole"]
-
-
-def token_spans(spans: Spans, offsets: Tensor | None, valid: Tensor) -> Spans:
-    """Character spans as token spans: the tokens that share at least one character with each span.
-
-    Args:
-        spans: in characters, or in tokens (returned as they are).
-        offsets: [B, T, 2] characters [start, end) of each token; starts and ends never decrease within a row.
-        valid: [B, T] bool.
-
-    Returns:
-        Token spans; empty (end = start - 1) where no token overlaps, as for the span of an empty completion.
-
-    Raises:
-        CapabilityError: character spans without offsets.
-    """
-    if spans.unit == "token":
-        return spans
-    if offsets is None:
-        raise CapabilityError(
-            f"spans {spans.name!r} count characters, and these rollouts have no offsets to turn them into tokens; score tokenised rollouts or cut the text into token spans"
-        )
-    beyond = torch.iinfo(torch.int64).max
-    begins = torch.where(valid, offsets[..., 0], beyond).contiguous()  # padding must not be found by the search
-    ends = torch.where(valid, offsets[..., 1], beyond).contiguous()
-    first = torch.searchsorted(ends, spans.start.contiguous(), right=True)  # first token that ends after the start
-    last = torch.searchsorted(begins, spans.end.contiguous(), right=True) - 1  # last token that begins before the end
-    empty = (spans.end < spans.start) | (last < first)
-    first = torch.where(empty, 0, first)
-    return replace(spans, start=first, end=torch.where(empty, first - 1, last), unit="token")
 
 
 def place_at_ends(values: Tensor, spans: Spans, valid: Tensor) -> Tensor:
@@ -115,7 +86,7 @@ def to_tokens(rewards: Rewards, rollouts: Rollouts, placement: Placement = "end"
     if rewards.level == "token":
         return rewards
     valid = rollouts.mask.to(rewards.values.device)
-    spans = token_spans(rewards.spans, rollouts.offsets, valid)
+    spans = to_token_spans(rewards.spans, rollouts)
     place = place_at_ends if placement == "end" else place_on_whole
     kind = rewards.kind
     if kind == "reward" and placement == "whole" and rewards.level == "sequence":
@@ -155,3 +126,29 @@ class ToTokens(LinkBase):
         if self.placement == "whole" and rewards.kind == "reward" and rewards.level != "sequence":
             scores = freeze_reward(scores)
         return scores.with_source(name, to_tokens(rewards, rollouts, self.placement))
+
+
+@dataclass(frozen=True)
+class MaskEnds(LinkBase):
+    """Take the last token of every span of a segmentation out of a token-level source: no advantage, in no statistic.
+
+    PURE's OpenRLHF branch gives delimiter tokens no gradient, so that the policy is not taught where to cut its own steps.
+
+    Attributes:
+        name: the token-level source.
+        segment: the segmentation whose span ends are masked.
+    """
+
+    name: str
+    segment: str = "steps"
+
+    def plan(self, levels: Levels) -> Levels:
+        planned_name(self.name, levels)
+        return levels
+
+    def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
+        rewards = scores[self.name]
+        spans = to_token_spans(rollouts.segment(self.segment), rollouts)
+        ends = place_at_ends(torch.ones(spans.start.shape), spans, rollouts.mask) > 0
+        mask = rewards.mask & ~ends.to(rewards.mask.device)
+        return scores.with_source(self.name, replace(rewards, spans=replace(rewards.spans, mask=mask)))

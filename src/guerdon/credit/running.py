@@ -20,9 +20,9 @@ RunningMode = Literal["meanstd", "clip", "minmax"]
 
 
 class RunningMoments(NamedTuple):
-    """Count, mean, summed squared deviation, least and greatest of all scores seen."""
+    """Number, mean, summed squared deviation, least and greatest of all scores seen."""
 
-    count: int = 0
+    size: int = 0
     mean: float = 0.0
     m2: float = 0.0
     least: float = float("inf")
@@ -31,7 +31,7 @@ class RunningMoments(NamedTuple):
     @property
     def std(self) -> float:
         """Population standard deviation; 0 for one score or none."""
-        return (self.m2 / self.count) ** 0.5 if self.count > 1 else 0.0
+        return (self.m2 / self.size) ** 0.5 if self.size > 1 else 0.0
 
 
 def update_moments(state: RunningMoments, batch: Tensor) -> RunningMoments:
@@ -44,12 +44,12 @@ def update_moments(state: RunningMoments, batch: Tensor) -> RunningMoments:
     values = batch.double()
     if not len(values):
         return state
-    size, total = len(values), state.count + len(values)
+    added, total = len(values), state.size + len(values)
     mean = float(values.mean())
     delta = mean - state.mean
-    m2 = state.m2 + float(((values - mean) ** 2).sum()) + delta**2 * state.count * size / total
+    m2 = state.m2 + float(((values - mean) ** 2).sum()) + delta**2 * state.size * added / total
     least, greatest = min(state.least, float(values.min())), max(state.greatest, float(values.max()))
-    return RunningMoments(total, state.mean + delta * size / total, m2, least, greatest)
+    return RunningMoments(total, state.mean + delta * added / total, m2, least, greatest)
 
 
 def apply_moments(values: Tensor, state: RunningMoments, mode: RunningMode) -> Tensor:
