@@ -1,4 +1,4 @@
-"""The built-in task "sums": add up single digits, one partial sum per line.
+"""The built-in task "sums": add up different single digits, one partial sum per line.
 
     prompt      3+5+9+2=?\\n
     solution    3+5=8\\n          a step: running value + next operand = new running value
@@ -9,7 +9,8 @@
 
 It is small enough for a policy of under a million parameters and yet has what makes reward designs differ: a wrong step
 can be followed by a right answer (luck, or a second error that cancels the first), lines can be filler, and there is no
-end to the filler one can write. Every line can be judged exactly, given the lines before it (`label_steps`), which gives
+end to the filler one can write. (The digits of a prompt differ so that "which operand is next" can be looked up rather than
+counted, which a tiny model learns much faster.) Every line can be judged exactly, given the lines before it (`label_steps`), which gives
 process reward models their training data and their held-out accuracy.
 
 One step is one line, so the delimiter is a single newline, which is one character and therefore one token of the
@@ -18,6 +19,7 @@ tokenizer in `tasks.tiny`; the answer ends with the end-of-sequence token, not w
 
 from __future__ import annotations
 
+import math
 import random
 import re
 import zlib
@@ -25,7 +27,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from guerdon.tasks.base import Row, Task, Verdict, references
+from guerdon.errors import ConfigError
+from guerdon.signals.verifiable.verdict import Verdict, instrument_failure
+from guerdon.tasks.base import Row, Task
 
 DELIMITER = "\n"
 StepKind = Literal["correct", "wrong", "filler"]
@@ -58,15 +62,22 @@ def is_held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % 10 == 0
 
 
+def sample_operands(rng: random.Random, terms: tuple[int, int] = (3, 4)) -> list[int]:
+    """terms[0]..terms[1] different digits from 1 to 9."""
+    return rng.sample(range(1, 10), rng.randint(*terms))
+
+
 def sample_prompts(count: int, rng: random.Random, *, held_out: bool, terms: tuple[int, int] = (3, 4)) -> list[str]:
-    """`count` different prompts of one side of the split, with terms[0]..terms[1] digits from 1 to 9."""
+    """`count` different prompts of one side of the split, with terms[0]..terms[1] different digits from 1 to 9."""
     low, high = terms
-    room = sum(9**n for n in range(low, high + 1)) // 10  # about a tenth is held out
+    if not 2 <= low <= high <= 9:
+        raise ConfigError(f"terms={terms}: a sum has 2 to 9 different digits, the smaller number first")
+    room = sum(math.perm(9, n) for n in range(low, high + 1)) // 10  # about a tenth is held out
     if count > (room if held_out else 9 * room) * 0.9:
-        raise ValueError(f"{count} different prompts asked for, but only about {room} are held out; ask for fewer")
+        raise ConfigError(f"{count} different prompts asked for, but only about {room} are held out; ask for fewer")
     found: dict[str, None] = {}
     while len(found) < count:
-        prompt = make_prompt([rng.randint(1, 9) for _ in range(rng.randint(low, high))])
+        prompt = make_prompt(sample_operands(rng, terms))
         if is_held_out(prompt) == held_out:
             found[prompt] = None
     return list(found)
@@ -77,15 +88,16 @@ def sample_prompts(count: int, rng: random.Random, *, held_out: bool, terms: tup
 
 def verify_sum(completion: str, row: Row) -> Verdict:
     """True success: the last line is ``#`` and the right total. Text after the answer means the answer is not final."""
-    right = references(row["answer"])
-    if not right or any(r is None for r in right):
-        return Verdict(float("nan"), "the row has no reference answer")
+    given = row["answer"]
+    right = {str(r) for r in (given if isinstance(given, list | tuple) else [given])}
+    if not right or not all(re.fullmatch(r"\d+", r) for r in right):
+        return instrument_failure(f"the row's answer is not a total: {given!r}")
     last = completion.rstrip("\n").rsplit("\n", 1)[-1]
     match = _ANSWER.fullmatch(last)
     if match is None:
         return Verdict(0.0, f"the last line is not an answer: {last[:40]!r}")
-    if not any(int(match[1]) == int(r) for r in right):
-        return Verdict(0.0, f"answered {match[1]}, the total is {'/'.join(str(r) for r in right)}")
+    if int(match[1]) not in {int(r) for r in right}:
+        return Verdict(0.0, f"answered {match[1]}, the total is {' or '.join(sorted(right))}")
     return Verdict(1.0)
 
 
@@ -207,9 +219,7 @@ def _other_than(n: int, rng: random.Random, low: int, high: int) -> int:
 # --- the task --------------------------------------------------------------------------------------------------------
 
 
-def sums(
-    *, train_size: int = 2048, held_out_size: int = 256, terms: tuple[int, int] = (3, 4), seed: int = 0
-) -> Task:
+def sums(*, train_size: int = 2048, held_out_size: int = 256, terms: tuple[int, int] = (3, 4), seed: int = 0) -> Task:
     """The built-in task. Columns: prompt, answer (the total, as text). Same seed, same rows."""
     rng = random.Random(seed)
 
@@ -221,7 +231,7 @@ def sums(
         name="sums",
         train=rows(train_size, False),
         held_out=rows(held_out_size, True),
-        verify=verify_sum,
+        verify=lambda completions, rows: [verify_sum(c, row) for c, row in zip(completions, rows, strict=True)],
         max_completion_length=64,
         delimiter=DELIMITER,
     )

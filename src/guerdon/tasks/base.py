@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
+
+from guerdon.errors import DataError
+from guerdon.signals.verifiable.verdict import Verdict
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,19 +23,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 
-class Verdict(NamedTuple):
-    """A verifier's answer about one completion.
-
-    value: 1.0 right, 0.0 wrong (graded verifiers: anything in [0, 1]); NaN only when the *instrument* failed, such as
-        a missing reference. What the policy caused (no answer, gibberish) is a number.
-    reason: why the value is not a plain 1.0; may be empty for a right answer.
-    """
-
-    value: float
-    reason: str = ""
-
-
-Verifier = Callable[[str, Row], Verdict]
+Verifier = Callable[[Sequence[str], Sequence[Row]], list[Verdict]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,8 @@ class Task:
 
     name: what `load_task` would be given to get this task again.
     train, held_out: rows; no held-out prompt occurs in train (checked here).
-    verify: (completion text, row) -> Verdict.
+    verify: (B completion texts, their B rows) -> B verdicts; 1.0 right, 0.0 wrong (graded verifiers: between), NaN only
+        where the *instrument* failed, such as a missing reference.
     max_completion_length: suggested cap on sampled tokens.
     delimiter: the text that ends a reasoning step of this task.
     instruction: appended to the prompt when it is shown to a chat model; empty for tasks with their own notation.
@@ -61,11 +53,13 @@ class Task:
             for i, row in enumerate(rows):
                 missing = {"prompt", "answer"} - row.keys()
                 if missing:
-                    raise ValueError(f"task {self.name!r}: {split} row {i} has no {sorted(missing)}; it has {sorted(row)}")
-        shared = {_prompt_key(r) for r in self.train} & {_prompt_key(r) for r in self.held_out}
+                    raise DataError(
+                        f"task {self.name!r}: {split} row {i} has no {sorted(missing)}; it has {sorted(row)}"
+                    )
+        shared = {prompt_key(r) for r in self.train} & {prompt_key(r) for r in self.held_out}
         if shared:
             example = next(iter(shared))
-            raise ValueError(
+            raise DataError(
                 f"task {self.name!r}: {len(shared)} held-out prompts also occur in the training prompts, such as "
                 f"{example!r}; true success would be measured on what was trained. Remove the duplicates."
             )
@@ -73,8 +67,8 @@ class Task:
     def true_success(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
         """The verifier's verdict on every completion; completions[i] answers rows[i]."""
         if len(completions) != len(rows):
-            raise ValueError(f"{len(completions)} completions for {len(rows)} rows; there must be one row each")
-        return [self.verify(completion, row) for completion, row in zip(completions, rows, strict=True)]
+            raise DataError(f"{len(completions)} completions for {len(rows)} rows; there must be one row each")
+        return self.verify(completions, rows)
 
     def to_dataset(self, split: Literal["train", "held_out"] = "train", *, chat: bool = False) -> Dataset:
         """The rows of a split as a `datasets.Dataset`, one column per key.
@@ -94,11 +88,7 @@ class Task:
         return [{"role": "user", "content": text}] if chat else text
 
 
-def references(answer: Any) -> list[Any]:
-    """The equally right references in an ``answer`` cell: a list stays one, anything else becomes a list of one."""
-    return list(answer) if isinstance(answer, (list, tuple)) else [answer]
-
-
-def _prompt_key(row: Row) -> str:
+def prompt_key(row: Row) -> str:
+    """What makes two rows the same question: the prompt's text or messages."""
     prompt = row["prompt"]
     return prompt if isinstance(prompt, str) else repr(prompt)

@@ -4,8 +4,9 @@
 times in three, slips, gets lucky and writes filler now and then, so reward designs have something to improve and
 something to hack. It is a plain `transformers` directory (AutoModelForCausalLM, AutoTokenizer).
 
-Simplifications: one demonstration per row (no packing, hence no attention across examples and no second attention
-mask), one fixed row length, loss on the solution only, AdamW with a cosine schedule, no validation during training.
+To be quick on one thread, demonstrations are packed into rows of fixed length (positions start anew and attention stays
+inside each), and the first part of the training sees clean solutions, because flaws make the arithmetic slow to learn.
+Simplifications: loss on the solutions only, AdamW with a cosine schedule, no validation during training.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import json
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,14 +73,16 @@ class TinyConfig:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The warm-start's settings: `steps` updates of `batch` demonstrations cut to `row_tokens`.
+    """The warm-start's settings: `steps` updates on `rows` rows of `row_tokens` tokens, packed with demonstrations; the
+    first `clean` of them without noise.
 
-    The noise is what the policy imitates: roughly a third of the solutions end wrong.
+    The noise is what the policy ends up imitating: roughly a third of the solutions end wrong.
     """
 
     steps: int = 600
-    batch: int = 32
-    row_tokens: int = 64
+    rows: int = 8
+    row_tokens: int = 128
+    clean: float = 0.75
     lr: float = 3e-3
     warmup: int = 30
     weight_decay: float = 0.01
@@ -123,24 +127,28 @@ def warm_start_policy(
     model = new_model(tokenizer, config, seed)
     rng = random.Random(seed)
 
-    def batch() -> tuple[Tensor, Tensor]:
-        demonstrations = []
-        while len(demonstrations) < settings.batch:
-            operands = [rng.randint(1, 9) for _ in range(rng.randint(*settings.terms))]
+    def demonstration(noise: Noise) -> tuple[str, str]:
+        while True:
+            operands = arithmetic.sample_operands(rng, settings.terms)
             prompt = arithmetic.make_prompt(operands)
             if not arithmetic.is_held_out(prompt):
-                demonstrations.append((prompt, "\n".join(arithmetic.solve(operands, settings.noise, rng))))
-        return encode_rows(tokenizer, demonstrations, settings.row_tokens)
+                return prompt, arithmetic.DELIMITER.join(arithmetic.solve(operands, noise, rng))
 
     losses = []
     schedule = Schedule(settings.lr, settings.steps, settings.warmup)
     optimizer = adamw(model.parameters(), settings.lr, settings.weight_decay)
     model.train()
     for step in progress(settings.steps, "warm-starting the tiny policy"):
-        ids, targets = batch()
+        noise = settings.noise if step >= settings.clean * settings.steps else arithmetic.NO_NOISE
+        packed = pack_rows(tokenizer, partial(demonstration, noise), settings.rows, settings.row_tokens)
         schedule.apply(optimizer, step)
-        logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long(), use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+        logits = model(
+            input_ids=packed.ids,
+            attention_mask=packed.attention,
+            position_ids=packed.positions,
+            use_cache=False,
+        ).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -171,26 +179,48 @@ def new_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int)
         )
 
 
-def encode_rows(
-    tokenizer: PreTrainedTokenizerFast, examples: Sequence[tuple[str, str]], width: int
-) -> tuple[Tensor, Tensor]:
-    """(prompt, solution) texts -> ids [B, W] and targets [B, W], W the longest row, at most `width`.
+class Packed(NamedTuple):
+    """ids, positions: [R, W] int64. targets: [R, W] the NEXT token where it belongs to a solution, else -100.
+    attention: [R, 1, W, W] bool, True where a token may look: itself and what precedes it in its own demonstration."""
 
-    A row is prompt, solution, end-of-sequence, right-padded; targets are -100 except on the solution and its end. A row
-    that is cut teaches no end-of-sequence.
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    attention: Tensor
+
+
+def pack_rows(tokenizer: PreTrainedTokenizerFast, draw: Callable[[], tuple[str, str]], rows: int, width: int) -> Packed:
+    """Fill `rows` rows of `width` tokens with (prompt, solution) demonstrations, each ended by end-of-sequence.
+
+    A demonstration that does not fit any more goes to the next row; one longer than a row is an error.
     """
-    rows = []
-    for prompt, solution in examples:
-        head = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        tail = tokenizer(solution, add_special_tokens=False)["input_ids"]
-        rows.append((len(head), [*head, *tail, tokenizer.eos_token_id][:width]))
-    longest = max(len(ids) for _, ids in rows)
-    ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    targets = torch.full((len(rows), longest), -100)
-    for i, (start, row) in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        targets[i, start : len(row)] = ids[i, start : len(row)]
-    return ids, targets
+    ids = torch.full((rows, width), tokenizer.pad_token_id)
+    targets = torch.full((rows, width), -100)
+    positions = torch.zeros(rows, width, dtype=torch.long)
+    owner = torch.zeros(rows, width, dtype=torch.long)  # which demonstration a token belongs to; 0 = padding
+    row, column, count = 0, 0, 0
+    while row < rows:
+        prompt, solution = draw()
+        head = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        text = torch.tensor(
+            [*tokenizer(prompt + solution, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        )
+        if len(text) > width:
+            raise ValueError(
+                f"a demonstration of {len(text)} tokens does not fit rows of {width}: {prompt + solution!r}"
+            )
+        if column + len(text) > width:
+            row, column = row + 1, 0
+            if row == rows:
+                break
+        count += 1
+        end = column + len(text)
+        ids[row, column:end], owner[row, column:end] = text, count
+        positions[row, column:end] = torch.arange(len(text))
+        targets[row, column + head - 1 : end - 1] = text[head:]
+        column = end
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    return Packed(ids, positions, targets, ((owner[:, :, None] == owner[:, None]) & causal)[:, None])
 
 
 @torch.no_grad()
@@ -199,11 +229,12 @@ def sample_statistics(
 ) -> dict[str, float]:
     """One sample at temperature 1 for each of `count` held-out prompts of "sums": true success, share of solutions with
     filler or with a wrong line, share of the right answers that were lucky, mean tokens."""
+    generator: Any = model  # mypy cannot see generate through Module.__getattr__
     rows = [task.held_out[i % len(task.held_out)] for i in range(count)]
     inputs = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        output = model.generate(
+        output: Any = model.generate(
             **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=task.max_completion_length
         )
     ids = output[:, inputs["input_ids"].shape[1] :]
@@ -255,6 +286,8 @@ def adamw(parameters: Any, lr: float, weight_decay: float) -> torch.optim.AdamW:
 
 def progress(steps: int, description: str) -> Any:
     """`range(steps)` with a progress bar on standard error; silent where nobody is watching."""
-    track = require("rich.progress", extra="train").track
-    console = require("rich.console", extra="train").Console(stderr=True)
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
     return track(range(steps), description, console=console, disable=not console.is_terminal)

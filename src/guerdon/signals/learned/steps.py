@@ -8,14 +8,15 @@ Source: PURE (arXiv 2504.15275), verl branch, `ProcessRewardModelWorker._split_s
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_SEPARATORS: weakref.WeakKeyDictionary[Any, dict[tuple[str, int], Tensor]] = weakref.WeakKeyDictionary()
+from guerdon.segment import separator_ids as find_separator_ids
+
+__all__ = ["StepEnds", "find_separator_ids", "split_steps"]
 
 
 class StepEnds(NamedTuple):
@@ -29,27 +30,6 @@ class StepEnds(NamedTuple):
     step_end_mask: Tensor
     step_ends: Tensor
     num_steps: Tensor
-
-
-def find_separator_ids(tokenizer: Any, delimiter: str = "\n\n") -> Tensor:
-    """All vocabulary ids whose decoded text ends with `delimiter`, ascending, [D] int64.
-
-    The whole vocabulary is decoded once per tokenizer, delimiter and vocabulary size, then remembered. Raises ValueError
-    for an empty delimiter and where no single token ends with it, because every response would then be one step.
-    """
-    if not delimiter:
-        raise ValueError("the step delimiter is empty; every token would end a step")
-    known = _SEPARATORS.setdefault(tokenizer, {})
-    key = (delimiter, len(tokenizer))
-    if key not in known:
-        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))], clean_up_tokenization_spaces=False)
-        known[key] = torch.tensor([i for i, text in enumerate(texts) if text.endswith(delimiter)], dtype=torch.long)
-    if not len(known[key]):
-        raise ValueError(
-            f"no token of this tokenizer ends with the step delimiter {delimiter!r}, so no step would ever end before the "
-            "last token; choose a delimiter that is, or ends, a single token (a character tokenizer: one character)"
-        )
-    return known[key]
 
 
 def split_steps(

@@ -1,0 +1,229 @@
+"""Tasks from elsewhere: `reasoning-gym` generators, and tables (JSONL, Parquet, hub data sets) with prompts and answers.
+
+A table's true success is one of the library's verifiable signals, named or given; a generator's is its own scorer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from guerdon.errors import ConfigError, DataError
+from guerdon.extras import require
+from guerdon.signals.verifiable.verdict import Verdict
+from guerdon.tasks.base import Row, Task, Verifier, prompt_key
+
+PROMPT_COLUMNS = ("prompt", "question", "problem")
+ANSWER_COLUMNS = ("answer", "solution", "target")
+VERIFIERS = {"math": "Math", "exact": "Exact", "numeric": "Numeric", "choice": "MultipleChoice", "qa": "QA"}
+
+
+# --- reasoning-gym ---------------------------------------------------------------------------------------------------
+
+
+def reasoning_gym_task(
+    dataset: str, *, train_size: int = 512, held_out_size: int = 128, seed: int = 0, tag: str = "answer", **options: Any
+) -> Task:
+    """A task of procedurally generated questions, scored by the generator's own scorer.
+
+    dataset: a reasoning-gym data set such as "chain_sum". options: its configuration.
+    tag: the completion's answer is the last ``<tag>...</tag>``; without one the answer is empty, which scores 0.
+
+    Held-out questions come from another seed; those that also occur in training are left out. Columns: prompt, answer,
+    index (of the generated entry).
+    """
+    gym = require("reasoning_gym", extra="tasks")
+    name = ",".join([f"reasoning-gym:{dataset}", *(f"{k}={v}" for k, v in options.items())])
+    try:
+        made = {
+            "train": gym.create_dataset(dataset, size=train_size, seed=seed, **options),
+            "held_out": gym.create_dataset(dataset, size=held_out_size, seed=seed + 1_000_003, **options),
+        }
+    except (ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(_gym_complaint(name, dataset, options, error)) from error
+    entries = {split: [source[i] for i in range(len(source))] for split, source in made.items()}
+
+    def rows(split: str) -> list[Row]:
+        return [
+            {"prompt": entry["question"], "answer": entry["answer"], "index": i, "split": split}
+            for i, entry in enumerate(entries[split])
+        ]
+
+    def verify(completions: Sequence[str], asked: Sequence[Row]) -> list[Verdict]:
+        verdicts = []
+        for completion, row in zip(completions, asked, strict=True):
+            answer = gym.utils.extract_answer(completion, tag_name=tag)
+            value = float(made[row["split"]].score_answer(answer, entries[row["split"]][row["index"]]))
+            reason = None if value >= 1.0 else f"no <{tag}> tag" if answer is None else f"answered {answer[:60]!r}"
+            verdicts.append(Verdict(0.0 if answer is None else value, reason))
+        return verdicts
+
+    train = rows("train")
+    return Task(
+        name=name,
+        train=train,
+        held_out=_unseen(rows("held_out"), train, name),
+        verify=verify,
+        max_completion_length=512,
+        instruction=f"Think step by step, with a blank line after each step. Then give only the final answer between <{tag}> and </{tag}>.",
+    )
+
+
+def _gym_complaint(name: str, dataset: str, options: dict[str, Any], error: Exception) -> str:
+    from reasoning_gym.factory import DATASETS
+
+    if dataset not in DATASETS:
+        import difflib
+
+        near = difflib.get_close_matches(dataset, DATASETS, n=3, cutoff=0.4)
+        return f"{name}: reasoning-gym has no data set {dataset!r}" + (
+            f"; did you mean {' or '.join(near)}?" if near else ""
+        )
+    known = sorted(set(inspect.signature(DATASETS[dataset][1]).parameters) - {"seed", "size"})
+    return f"{name}: reasoning-gym refuses these options {options}: {error}. {dataset} takes {', '.join(known)}"
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def table_task(
+    source: str,
+    *,
+    prompt: str | None = None,
+    answer: str | None = None,
+    verifier: str | Any = "math",
+    split: str = "train",
+    held_out: str | float = 0.1,
+    limit: int | None = None,
+    seed: int = 0,
+    max_completion_length: int = 1024,
+    delimiter: str = "\n\n",
+    instruction: str = "",
+) -> Task:
+    """A task from a JSONL or Parquet file, or a hub data set.
+
+    source: a path ending in .jsonl, .json, .parquet, or a hub id.
+    prompt, answer: column names; default: the first present of prompt/question/problem and answer/solution/target.
+        A prompt is a text or a list of messages; an answer is one reference or a list of equally right ones.
+    verifier: "math", "exact", "numeric", "choice", "qa", or a sequence-level signal that reads the column "answer".
+    split: of a hub data set. held_out: another file or hub split, or the share of prompts to hold out (drawn by `seed`).
+    limit: rows at most, for a quick look.
+
+    Every other column is carried along. Repeated prompts stay together on one side. Raises DataError for a missing
+    column, an empty table, or a row whose prompt or answer is missing.
+    """
+    label = Path(source).name if _is_file(source) else source
+    rows = _named(_read(source, split, limit), prompt, answer, label)
+    if isinstance(held_out, str):
+        other_source, other_split = (held_out, "train") if _is_file(held_out) else (source, held_out)
+        train, unseen = rows, _named(_read(other_source, other_split, limit), prompt, answer, held_out)
+        unseen = _unseen(unseen, train, label)
+    else:
+        train, unseen = _cut(rows, held_out, seed, label)
+    return Task(
+        name=source,
+        train=train,
+        held_out=unseen,
+        verify=signal_verifier(verifier),
+        max_completion_length=max_completion_length,
+        delimiter=delimiter,
+        instruction=instruction,
+    )
+
+
+def signal_verifier(verifier: str | Any) -> Verifier:
+    """A verifier out of a verifiable signal: a name of VERIFIERS, or a sequence-level signal that reads "answer"."""
+    from guerdon.rewards import Scores
+    from guerdon.rollouts import Rollouts
+
+    if isinstance(verifier, str):
+        if verifier not in VERIFIERS:
+            raise ConfigError(f"verifier={verifier!r}: use one of {', '.join(VERIFIERS)}, or pass a signal")
+        import guerdon.signals.verifiable as verifiable
+
+        verifier = getattr(verifiable, VERIFIERS[verifier])()
+
+    def verify(completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
+        names = [key for key in dict.fromkeys(k for row in rows for k in row) if key != "prompt"]
+        columns = {key: [row.get(key) for row in rows] for key in names}
+        rollouts = Rollouts.from_texts([row["prompt"] for row in rows], completions, columns)
+        rewards = verifier(rollouts, Scores.empty(rollouts))
+        return [Verdict(float(value), rewards.reasons.get((b, 0))) for b, value in enumerate(rewards.values[:, 0])]
+
+    return verify
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).suffix in (".jsonl", ".json", ".parquet") or Path(source).exists()
+
+
+def _read(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
+    datasets = require("datasets", extra="train")
+    path = Path(source)
+    if _is_file(source):
+        if not path.is_file():
+            raise DataError(
+                f"there is no file {source}; give a .jsonl or .parquet file, or a hub data set id without a suffix"
+            )
+        kind = "parquet" if path.suffix == ".parquet" else "json"
+        try:
+            table = datasets.load_dataset(kind, data_files=str(path), split="train")
+        except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+            raise DataError(f"{source} cannot be read as {kind}: {error.__cause__ or error}") from error
+    else:
+        try:
+            table = datasets.load_dataset(source, split=split)
+        except (OSError, ValueError) as error:  # not found, no network, gated, unknown split
+            raise DataError(
+                f"data set {source!r} (split {split!r}) could not be loaded: {error}. Give a .jsonl or .parquet file, a hub id "
+                "with 'owner/name', or one of guerdon's own tasks ('sums', 'reasoning-gym:<data set>')"
+            ) from error
+    return [dict(row) for row in (table if limit is None else table.select(range(min(limit, len(table)))))]
+
+
+def _named(rows: list[dict[str, Any]], prompt: str | None, answer: str | None, label: str) -> list[Row]:
+    """Rows with the columns called "prompt" and "answer"."""
+    if not rows:
+        raise DataError(f"{label} has no rows")
+    names: dict[str, str] = {}
+    for role, given, usual in (("prompt", prompt, PROMPT_COLUMNS), ("answer", answer, ANSWER_COLUMNS)):
+        found = next((c for c in ([given] if given else usual) if c in rows[0]), None)
+        if found is None:
+            looked = repr(given) if given else " or ".join(usual)
+            raise DataError(
+                f"{label} has no {role} column {looked} (it has: {', '.join(rows[0])}); name it with {role}=..."
+            )
+        names[found] = role
+    renamed: list[Row] = [
+        {names.get(key, key): value for key, value in row.items() if key in names or key not in names.values()}
+        for row in rows
+    ]
+    for i, row in enumerate(renamed):
+        for role in ("prompt", "answer"):
+            if row[role] is None or row[role] == "" or row[role] == []:
+                raise DataError(f"{label}: row {i} has no {role}; remove it or fill it in")
+    return renamed
+
+
+def _cut(rows: list[Row], share: float, seed: int, label: str) -> tuple[list[Row], list[Row]]:
+    """Hold out a share of the distinct prompts."""
+    if not 0.0 < share < 1.0:
+        raise ConfigError(f"held_out={share}: a share between 0 and 1, or the name of a file or split")
+    keys = list(dict.fromkeys(prompt_key(row) for row in rows))
+    if len(keys) < 2:
+        raise DataError(f"{label} has {len(keys)} distinct prompt(s); at least 2 are needed to hold some out")
+    random.Random(seed).shuffle(keys)
+    chosen = set(keys[: min(len(keys) - 1, max(1, round(share * len(keys))))])
+    return [r for r in rows if prompt_key(r) not in chosen], [r for r in rows if prompt_key(r) in chosen]
+
+
+def _unseen(rows: list[Row], train: Sequence[Row], label: str) -> list[Row]:
+    """Held-out rows whose prompt is not a training prompt."""
+    seen = {prompt_key(row) for row in train}
+    left = [row for row in rows if prompt_key(row) not in seen]
+    if not left:
+        raise DataError(f"{label}: every held-out prompt also occurs in the training prompts")
+    return left

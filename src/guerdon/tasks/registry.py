@@ -1,0 +1,88 @@
+"""`load_task`: a task from one line of text, the form the commands and configuration files use.
+
+sums                                         the built-in task
+sums,terms=3-5                               ... with options
+reasoning-gym:chain_sum,min_terms=3          a reasoning-gym data set and its options
+problems.jsonl                               a file with (prompt | question | problem) and (answer | ...) columns
+problems.parquet,prompt=text,answer=gold     ... with its column names
+owner/name,split=test,verifier=exact         a hub data set
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guerdon.errors import ConfigError
+from guerdon.tasks.base import Task
+
+GYM = "reasoning-gym:"
+_TABLE_OPTIONS = (
+    "prompt",
+    "answer",
+    "verifier",
+    "split",
+    "held_out",
+    "limit",
+    "seed",
+    "max_completion_length",
+    "delimiter",
+    "instruction",
+)
+_SUMS_OPTIONS = ("train_size", "held_out_size", "terms", "seed")
+
+
+def load_task(spec: str | Task, **options: Any) -> Task:
+    """The task a spec names; a Task is returned as it is.
+
+    Options after commas are read as numbers where they look like one, and are overridden by keyword `options`.
+    Raises ConfigError for an unknown task or option, DataError for data that cannot be used.
+    """
+    if isinstance(spec, Task):
+        return spec
+    name, *parts = [part.strip() for part in spec.split(",")]
+    settings = {**_options(parts, spec), **options}
+    if name == "sums":
+        from guerdon.tasks.arithmetic import sums
+
+        return sums(**_known(settings, _SUMS_OPTIONS, spec))
+    from guerdon.tasks import adapters
+
+    if name.startswith(GYM):
+        return adapters.reasoning_gym_task(name.removeprefix(GYM), **settings)
+    if not name or ("/" not in name and "." not in name):
+        raise ConfigError(
+            f"unknown task {spec!r}: use 'sums', 'reasoning-gym:<data set>', a .jsonl or .parquet file, or a hub id 'owner/name'"
+        )
+    return adapters.table_task(name, **_known(settings, _TABLE_OPTIONS, spec))
+
+
+def _options(parts: list[str], spec: str) -> dict[str, Any]:
+    settings = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{spec!r}: {part!r} is not an option; write name=value")
+        settings[key.strip()] = _value(value.strip())
+    return settings
+
+
+def _value(text: str) -> Any:
+    """A number, a range "3-5", true/false, or the text itself."""
+    low, dash, high = text.partition("-")
+    if dash and low.isdigit() and high.isdigit():
+        return int(low), int(high)
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _known(settings: dict[str, Any], allowed: tuple[str, ...], spec: str) -> dict[str, Any]:
+    unknown = sorted(set(settings) - set(allowed))
+    if unknown:
+        raise ConfigError(f"{spec!r}: unknown option {', '.join(unknown)}; there are {', '.join(allowed)}")
+    return settings
