@@ -60,18 +60,18 @@ class MathOptions:
 
     def pool(self) -> WorkerPool:
         if importlib.util.find_spec("math_verify") is None:
-            raise ImportError('math-verify is needed to check mathematics: pip install "guerdon[math]"')
+            raise ImportError('math-verify is needed to check mathematics: pip install "guerdon[verify]"')
         return shared_pool(_WORKER, workers=self.workers, timeout_s=self.timeout_s, memory_mb=self.memory_mb)
 
 
-def reference_texts(reference: Any) -> list[str]:
-    """A reference column's cell as texts: a text or number, or a list of acceptable ones; empty where it is missing."""
-    if isinstance(reference, list | tuple | set | frozenset):
-        return [text for item in reference for text in reference_texts(item)]
-    if reference is None or isinstance(reference, bool) or (isinstance(reference, float) and not math.isfinite(reference)):
-        return []
-    text = str(reference).strip()
-    return [text] if text else []
+def reference_values(cell: Any) -> list[Any]:
+    """The acceptable references of a row: the cell itself, or the items of a list; what is missing (None, NaN, "") left out."""
+    if hasattr(cell, "tolist"):  # numpy and torch values
+        cell = cell.tolist()
+    if isinstance(cell, list | tuple | set | frozenset):
+        return [value for item in cell for value in reference_values(item)]
+    missing = cell is None or isinstance(cell, bool) or (isinstance(cell, float) and not math.isfinite(cell)) or not str(cell).strip()
+    return [] if missing else [cell]
 
 
 def check_math(completions: Sequence[str], references: Sequence[Any], options: MathOptions | None = None) -> list[Verdict]:
@@ -111,7 +111,7 @@ def verify_math(completion: str, reference: Any, options: MathOptions | None = N
 
 def _pairs(completion: str, reference: Any, rule: Any, options: MathOptions) -> Verdict | list[tuple[str, str]]:
     """The (answer, reference) pairs that decide a row, or its verdict where nothing is left to compare."""
-    texts = reference_texts(reference)
+    texts = [str(value).strip() for value in reference_values(reference)]
     if not texts:
         return instrument_failure(f"no usable reference in this row: {shown(reference)}")
     if any(len(text) > options.max_chars for text in texts):

@@ -11,6 +11,7 @@ What is added to math-verify's `parse` and `verify`:
 - a number cut out of a longer expression is no answer: math-verify reads "1e3" and "x^2 + 1" as 1;
 - numbers side by side are not added: latex2sympy reads `2 3` as 5 and `1 1/2` as (1 + 1)/2; here the first is no answer,
   the second a mixed number, and "12 345" a thousand separator;
+- a full stop after a number ends a sentence: math-verify reads "is 3/7." as the float 3/7.0;
 - a text that is one bare expression is read as a whole, as if in dollars;
 - brackets nested deeper than MAX_DEPTH are no answer;
 - an exception while comparing is reported, where `verify` would call the answer wrong.
@@ -35,6 +36,7 @@ _SIDE_BY_SIDE = re.compile(r"[\d}]\s+\d")
 _DELIMITERS = ("$", "\\boxed", "\\fbox", "\\(", "\\[")
 _PROSE = re.compile(r"[A-Za-z]{2,}\s+[A-Za-z]{2,}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}|[$€£¥₹₽₩฿₿:#*]{1}\s*\d")
+_SENTENCE_END = re.compile(r"(?<=\d)\.(?=\s|$)")
 # What shows that a matched number was only a piece: another operand before it, or the expression going on after it.
 _GOES_ON = re.compile(r"[eE][-+]?\d|[.,]?\d|[A-Za-z]\s*(?:[\^+*/=-]|$|[.,;:!?\s)])|\s*(?:[\^/*×÷!(\\]|[+-]\s*[\w\\(])|\s\d")
 _STARTED_BEFORE = re.compile(r"(?:[\w)\]}]\s*[-+*/^×÷]|[\^/*×÷+(])\s*$")
@@ -117,7 +119,7 @@ def read(text: str, bare: bool) -> tuple[list[Any], str | None]:
     """`extract` after the rewritings of the header. `bare`: units and words belong to the answer, it was cut out already."""
     if _depth(text) > MAX_DEPTH:  # the parser needs minutes to refuse such a text, and its writer is no instrument
         return [], f"brackets nest deeper than {MAX_DEPTH}"
-    text = text.replace("\u2212", "-")
+    text = _SENTENCE_END.sub("", text.replace("\u2212", "-"))
     whole = text.strip()
     if is_bare(whole) and "\n" not in whole and (bare or not _WORD.search(whole) or SCIENTIFIC.fullmatch(whole)):
         found, missing = extract(_join_numbers(as_math(whole)))

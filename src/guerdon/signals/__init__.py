@@ -1,0 +1,39 @@
+"""Where rewards come from, by family. Names are imported when first used, so one family's extras never break another's."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "guerdon.signals.text": ("TextSignal", "text_signal"),
+    "guerdon.signals.verifiable": (
+        "AnswerTag",
+        "Exact",
+        "Length",
+        "Math",
+        "MultipleChoice",
+        "Numeric",
+        "QA",
+        "Repetition",
+        "ThinkFormat",
+        "Verdict",
+        "check_math",
+        "verify_math",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"guerdon.signals has no {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

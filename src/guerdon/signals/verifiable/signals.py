@@ -1,0 +1,180 @@
+"""The verifiable signals: factories with keyword-only options, each returning a `TextSignal`.
+
+All read references from `rollouts.columns[reference]`. A missing column is an error that names the columns there are; a missing
+value in a row is NaN with a reason; a list means that any of its items is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from guerdon.signals.text import TOKENS, TextSignal
+from guerdon.signals.verifiable import layout, text_match
+from guerdon.signals.verifiable.extraction import Extract, extractor
+from guerdon.signals.verifiable.mathematics import MathOptions, OnTimeout, check_math, reference_values
+from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure, shown
+
+
+def _settings(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in options.items())
+
+
+def Math(
+    *,
+    reference: str = "answer",
+    extract: Extract | None = None,
+    max_chars: int = 2048,
+    timeout_s: float = 5.0,
+    on_timeout: OnTimeout = "nan",
+    fast: bool = True,
+    workers: int | None = None,
+    memory_mb: int = 2048,
+) -> TextSignal:
+    """1.0 where math-verify finds the answer equal to the reference, else 0.0; never hangs. Options: see `MathOptions`.
+
+    The batch goes to the worker pool at once and identical (answer, reference) pairs are verified once.
+    """
+    options = MathOptions(extract, max_chars, timeout_s, on_timeout, fast, workers, memory_mb)
+
+    def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
+        return check_math(texts, columns[reference], options)
+
+    return TextSignal(check, (reference,), "math", _settings({"reference": reference, "extract": extract, "on_timeout": on_timeout}))
+
+
+def _compared(
+    name: str, reference: str, extract: Extract | None, compare: Callable[[str, Any], Verdict], options: Mapping[str, Any]
+) -> TextSignal:
+    """A signal that extracts an answer and compares it with each acceptable reference."""
+    rule = extractor(extract) if extract is not None else None
+
+    def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
+        return [one(text, cell) for text, cell in zip(texts, columns[reference], strict=True)]
+
+    def one(text: str, cell: Any) -> Verdict:
+        references = reference_values(cell)
+        if not references:
+            return instrument_failure(f"no usable reference in this row: {shown(cell)}")
+        answer = rule(text) if rule is not None else text
+        if answer is None:
+            # The references still have to be sound: a broken one is the data's fault even where nothing was answered.
+            broken = any_of([compare("", item) for item in references])
+            return broken if broken.failed else Verdict(0.0, f"no answer found (extract={extract!r})")
+        return any_of([compare(answer, item) for item in references])
+
+    return TextSignal(check, (reference,), name, _settings({"reference": reference, "extract": extract, **options}))
+
+
+def Exact(*, reference: str = "answer", extract: Extract | None = None, ignore_case: bool = False, ignore_whitespace: bool = True) -> TextSignal:
+    """1.0 where the (extracted) text equals the reference. See `text_match.exact_match`."""
+
+    def compare(answer: str, item: Any) -> Verdict:
+        return text_match.exact_match(answer, str(item), ignore_case=ignore_case, ignore_whitespace=ignore_whitespace)
+
+    return _compared("exact", reference, extract, compare, {"ignore_case": ignore_case, "ignore_whitespace": ignore_whitespace})
+
+
+def Numeric(*, reference: str = "answer", extract: Extract | None = "last_number", rtol: float = 0.0, atol: float = 1e-6) -> TextSignal:
+    """1.0 where the (extracted) number is within tolerance of the reference. See `text_match.numeric_match`."""
+    text_match.numeric_match("0", "0", rtol=rtol, atol=atol)  # refuses bad tolerances here, not in the middle of a run
+
+    def compare(answer: str, item: Any) -> Verdict:
+        return text_match.numeric_match(answer, item, rtol=rtol, atol=atol)
+
+    return _compared("numeric", reference, extract, compare, {"rtol": rtol, "atol": atol})
+
+
+def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE") -> TextSignal:
+    """1.0 where the chosen letter is the reference's. Rules of extraction: `text_match.choice_letter`."""
+
+    def compare(answer: str, item: Any) -> Verdict:
+        return text_match.multiple_choice(answer, item if isinstance(item, int) else str(item), letters=letters)
+
+    return _compared("multiple_choice", reference, None, compare, {"letters": letters})
+
+
+def QA(*, reference: str = "answer", extract: Extract | None = None, metric: Literal["f1", "exact"] = "f1") -> TextSignal:
+    """SQuAD F1 in [0, 1] or exact match, the best over a row's references. See `text_match.qa_f1`."""
+    if metric not in ("f1", "exact"):
+        raise ValueError(f"metric={metric!r}: use 'f1' or 'exact'")
+
+    def compare(answer: str, item: Any) -> Verdict:
+        return text_match.qa_match(answer, str(item), metric=metric)
+
+    return _compared("qa", reference, extract, compare, {"metric": metric})
+
+
+def _layout_signal(name: str, score: Callable[[str], float], failing: str, options: Mapping[str, Any]) -> TextSignal:
+    def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
+        return [Verdict(value, None if value == 1.0 else failing) for value in map(score, texts)]
+
+    return TextSignal(check, (), name, _settings(options))
+
+
+def AnswerTag() -> TextSignal:
+    """1.0 where exactly one non-blank <answer>...</answer> is there, else 0.0."""
+    return _layout_signal("answer_tag", layout.answer_tag_format, "not exactly one <answer>...</answer> with content", {})
+
+
+def ThinkFormat(*, mode: Literal["think", "R1", "R1_nothink"] = "R1", opened_by_prompt: bool = False) -> TextSignal:
+    """1.0 where the tags are laid out as the mode asks, else 0.0.
+
+    Args:
+        mode: "R1" and "R1_nothink" as `layout.format_reward`; "think" as `layout.think_format` (no answer tags).
+        opened_by_prompt: for "think": the chat template already wrote <think>.
+    """
+    if mode == "think":
+        return _layout_signal(
+            "think_format",
+            lambda text: layout.think_format(text, opened_by_prompt=opened_by_prompt),
+            "not <think>reasoning</think>answer",
+            {"mode": mode, "opened_by_prompt": opened_by_prompt},
+        )
+    if opened_by_prompt:
+        raise ValueError(f"opened_by_prompt applies to mode='think', not to {mode!r}")
+    layout.format_reward("", mode)  # refuses an unknown mode here
+    return _layout_signal("think_format", lambda text: layout.format_reward(text, mode), f"not the tag layout {mode}", {"mode": mode})
+
+
+def Length(
+    *, target: int | None = None, cap: int | None = None, buffer: int = 0, unit: Literal["token", "char", "word"] = "token"
+) -> TextSignal:
+    """A penalty in [-1, 0] for length, towards a target or above a cap. See `layout.length_reward`."""
+    if unit not in ("token", "char", "word"):
+        raise ValueError(f"unit={unit!r}: use 'token', 'char' or 'word'")
+    layout.length_reward(0, target=target, cap=cap, buffer=buffer)  # refuses contradictory options here
+
+    def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
+        lengths = columns[TOKENS] if unit == "token" else [len(text) if unit == "char" else len(text.split()) for text in texts]
+        values = [layout.length_reward(length, target=target, cap=cap, buffer=buffer) for length in lengths]
+        return [Verdict(value, f"{length} {unit}s" if value else None) for value, length in zip(values, lengths, strict=True)]
+
+    given = {"target": target} if target is not None else {"cap": cap, "buffer": buffer}
+    return TextSignal(check, (), "length", _settings({**given, "unit": unit}), counts_tokens=unit == "token")
+
+
+def Repetition(
+    *, rule: Literal["window", "ngram"] = "window", window_size: int = 10, max_repetitions: int = 10, n: int = 4
+) -> TextSignal:
+    """A penalty in [-1, 0] for repetition.
+
+    Args:
+        rule: "window" = -1 if any window of `window_size` words occurs `max_repetitions` times (`layout.repetition_penalty`);
+            "ngram" = minus the fraction of word n-grams that repeat an earlier one.
+    """
+    if rule not in ("window", "ngram"):
+        raise ValueError(f"rule={rule!r}: use 'window' or 'ngram'")
+
+    def score(text: str) -> float:
+        if rule == "window":
+            return float(layout.repetition_penalty(text, window_size, max_repetitions))
+        return -layout.repeated_fraction(text, n)
+
+    score("")  # refuses bad sizes here
+
+    def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
+        return [Verdict(value, "repeats itself" if value else None) for value in map(score, texts)]
+
+    options = {"window_size": window_size, "max_repetitions": max_repetitions} if rule == "window" else {"n": n}
+    return TextSignal(check, (), "repetition", _settings({"rule": rule, **options}))
