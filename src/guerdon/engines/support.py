@@ -46,8 +46,8 @@ TRL_LIMITS = {
     "reward_weights": "reward_weights={value!r} would do nothing: weights belong to Fuse(...) in the chain; leave it None",
     "multi_objective_aggregation": "multi_objective_aggregation={value!r} would do nothing: fusion is a link of the chain (Fuse(...), GroupNorm per source for GDPO); leave it at its default",
     "use_liger_kernel": "use_liger_kernel exchanges layers under a policy that this engine has patched and measured, and is deprecated in TRL; set it to False",
-    "reference_path": "beta={beta} makes TRL reload the reference from config._name_or_path={path!r}, which is no model folder: save the policy first (model.save_pretrained(folder)) and pass that folder, or set beta=0",
-    "reference_differs": "beta={beta} made TRL load the reference from {path!r}, and its weights are not those of the policy you passed (first difference: {name}); a warm-started policy must be saved (model.save_pretrained(folder)) and passed as that folder, or set beta=0",
+    "reference_path": "beta={beta} makes TRL reload the reference from config._name_or_path={path!r}, no model folder: save the policy (model.save_pretrained) and pass its folder, or set beta=0",
+    "reference_differs": "beta={beta} made TRL load {path!r} as reference, not the policy you passed ({name} differs): save a warm-started policy (model.save_pretrained) and pass its folder, or set beta=0",
     "environment_reward": "an environment with get_reward appends its own reward column after the system's; rename that method and read it in a signal (its environments are columns of the rollouts)",
     "eval_groups": "num_generations_eval=1 with a system of {scope} scope: a group of one has no statistics; set num_generations_eval to at least 2",
     "save_steps": "save_steps={value!r}: checkpoints must fall on generation boundaries, which come every {cycle} optimiser step(s) here; use a multiple of {cycle}",
@@ -55,7 +55,7 @@ TRL_LIMITS = {
     "sharded_policy": "signals that run the policy ({needs}) need the same number of forwards on every rank under FSDP or ZeRO-3 and would deadlock; use DDP, or a system without them",
     "role": "{part} asks for a model by the role {role!r}, and the system names none: System(models={{{role!r}: Model('path or hub id')}})",
     "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen or copies them at the start of a phase",
-    "reference_missing": "the system needs logprobs.reference and there is no reference model: name one (System(models={'reference': Model('path')})), train LoRA (the reference is the policy without its adapter) or set beta > 0",
+    "reference_missing": "logprobs.reference is needed and there is no reference: name one (System(models={'reference': Model('path')})), train LoRA (the policy without its adapter) or set beta > 0",
     "fused_lm_head_copy": "copying the model of a finished trainer copies a forward that is bound to the original's weights: save it and load it instead",
 }
 
@@ -104,9 +104,9 @@ OPENRLHF = Support(
 ENGINES = (TRL, VERL, OPENRLHF)
 
 
-def limit(name: str, **values: object) -> str:
+def limit(key: str, /, **values: object) -> str:
     """The sentence for something TRL cannot do, with the offending values in it."""
-    return TRL_LIMITS[name].format(**values) if values else TRL_LIMITS[name]
+    return TRL_LIMITS[key].format(**values) if values else TRL_LIMITS[key]
 
 
 def to_markdown() -> str:

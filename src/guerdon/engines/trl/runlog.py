@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -58,8 +59,11 @@ class RunLog:
         if not self.active:
             return
         self.close()
-        for name, last in ((METRICS, step), (EVAL, step if step else -1), (ROLLOUTS, step - 1)):
-            cut_after(self.folder / name, last)
+        for name in (METRICS, EVAL, ROLLOUTS):
+            # What was sampled for training at the checkpoint's step is sampled again; what was measured there is not.
+            cut(
+                self.folder / name, lambda record: step > 0 and record["step"] < step + (record.get("split") != "train")
+            )
 
     def close(self) -> None:
         for handle in self._open.values():
@@ -67,18 +71,18 @@ class RunLog:
         self._open.clear()
 
 
-def cut_after(path: Path, last: int) -> None:
-    """Drop lines whose "step" is above `last`, and a line that is not whole. The file is replaced in one step."""
+def cut(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the lines that are not to be kept, and a line that is not whole. The file is replaced in one step."""
     if not path.exists():
         return
     draft = path.with_name(f".{path.name}.cut")
     with path.open() as source, draft.open("w") as target:
         for line in source:
             try:
-                step = json.loads(line)["step"]
-            except (json.JSONDecodeError, KeyError):
+                kept = keep(json.loads(line))
+            except json.JSONDecodeError:
                 continue
-            if step <= last and line.endswith("\n"):
+            if kept and line.endswith("\n"):
                 target.write(line)
     os.replace(draft, path)
 
@@ -86,7 +90,11 @@ def cut_after(path: Path, last: int) -> None:
 def plain(value: Any) -> Any:
     """JSON without NaN: tensors become lists, non-finite numbers null."""
     if isinstance(value, Tensor):
-        return plain(value.tolist())
+        return plain(
+            [float(f"{v:.6g}") for v in value.tolist()]
+            if value.is_floating_point() and value.dim() == 1
+            else value.tolist()
+        )
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -8,12 +8,10 @@ state). The placeholder `reward_funcs`, one per source, are there for TRL's own 
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +24,11 @@ from guerdon.engines.support import limit
 from guerdon.engines.trl import batch as B
 from guerdon.engines.trl import checkpoint, compat
 from guerdon.engines.trl.callbacks import Interrupt, StepHooks
+from guerdon.engines.trl.instruments import Instruments
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
 from guerdon.errors import CapabilityError, ChainError
 from guerdon.rewards import Scores
-from guerdon.rollouts import Clock, LogProbs, Rollouts
+from guerdon.rollouts import Clock, Rollouts
 from guerdon.system import System
 
 Truth = Callable[[list[str], list[dict[str, Any]]], Sequence[Any]]
@@ -60,6 +59,13 @@ class CreditTrainer(GRPOTrainer):
         status: "ready", "running", "finished" or "interrupted" (Ctrl-C; a checkpoint was saved at the generation boundary).
     """
 
+    # What `transformers` types too widely for this trainer.
+    args: Any
+    model: Any
+    num_generations: Any
+    num_generations_eval: Any
+    _logs: dict[str, Any]
+
     def __init__(
         self,
         model: Any,
@@ -86,14 +92,13 @@ class CreditTrainer(GRPOTrainer):
         self.rollout_log = rollout_log or RolloutLog()
         self.status = "ready"
         self._source_names = source_names(system)
-        # Before the trainer exists: it binds the policy's forward to the original weights, so later copies are none.
-        self.models: dict[str, Any] = {role: _role_model(m.source, model) for role, m in system.models.items()}
+        self.instruments = Instruments(system, model)  # before TRL patches the policy
         for monitor in self.monitors:
             if hasattr(monitor, "before_trainer"):
                 monitor.before_trainer(model)
         super().__init__(
             model=model,
-            reward_funcs=[_placeholder(name) for name in self._source_names],
+            reward_funcs=list(map(_placeholder, self._source_names)),
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -114,56 +119,10 @@ class CreditTrainer(GRPOTrainer):
         self._scored: tuple[Rollouts, Scores, Tensor | None, list[str]] | None = None
         self._objective_rows: tuple[Rollouts, Scores] | None = None
         self._warned: set[str] = set()
-        self._bind_models()
+        self.instruments.attach(self)
         for monitor in self.monitors:
             if hasattr(monitor, "attach"):
                 monitor.attach(self)
-
-    # -- models --------------------------------------------------------------------------------------------------------
-
-    @property
-    def policy(self) -> Any:
-        """The policy without the wrappers of DDP and accelerate."""
-        return self.accelerator.unwrap_model(self.model)
-
-    def _bind_models(self) -> None:
-        for model in self.models.values():
-            model.to(self.accelerator.device).eval().requires_grad_(False)
-        asked = {role for part in self.system.parts() for role in getattr(part, "roles", ())}
-        if not asked:
-            return
-        from guerdon.lm import LocalModel
-
-        candidates = {"policy": self.policy, "reference": self._reference_model()[0], **self.models}
-        for role in sorted(asked):
-            self.system.bind(role, LocalModel(candidates[role], self._tokenizer))
-
-    def _reference_model(self) -> tuple[Any, AbstractContextManager[Any]]:
-        """The reference and the context in which it is the reference (LoRA: the policy without its adapter)."""
-        if "reference" in self.models:
-            return self.models["reference"], nullcontext()
-        if self.ref_model is not None:
-            return self.accelerator.unwrap_model(self.ref_model), nullcontext()
-        policy = self.policy
-        if hasattr(policy, "disable_adapter"):
-            return policy, policy.disable_adapter()
-        return None, nullcontext()
-
-    def measuring(self) -> AbstractContextManager[Any]:
-        """The policy in eval mode, without gradient checkpointing, restored afterwards."""
-        return B.as_instrument(self.policy, self.args.gradient_checkpointing_kwargs)
-
-    def with_logprobs(self, rollouts: Rollouts) -> Rollouts:
-        """The rollouts with the log-probabilities the system needs, at the sampling temperature."""
-        roles = [need.partition(".")[2] for need in sorted(self.system.needs) if need.startswith("logprobs.")]
-        found = dict(rollouts.logprobs)
-        for role in roles:
-            model, context = (self.policy, nullcontext()) if role == "old" else (self.models.get(role), nullcontext())
-            if role == "reference":
-                model, context = self._reference_model()
-            with context:
-                found[role] = LogProbs(B.token_logprobs(model, rollouts, self.temperature), self.temperature)
-        return replace(rollouts, logprobs=found)
 
     # -- one generation --------------------------------------------------------------------------------------------------
 
@@ -172,13 +131,15 @@ class CreditTrainer(GRPOTrainer):
 
     def forked(self, clock: Clock, *key: object) -> AbstractContextManager[None]:
         """Generators seeded by the clock and the key for a block, put back afterwards."""
-        return B.forked_rng(clock.generator(*key, self._step).initial_seed())
+        # Not `_step` itself, which a resumed run counts from 0: only its place within the optimiser step.
+        micro = self._step % self.args.gradient_accumulation_steps
+        return B.forked_rng(clock.generator(*key, micro).initial_seed())
 
     def rollouts_of(
         self, sampled: B.Sampled, prompts: list[Any], columns: dict[str, list[Any]], group_size: int, clock: Clock
     ) -> Rollouts:
         """This rank's Rollouts of what was sampled."""
-        options = self.args.generation_kwargs or {}
+        options: Any = self.args.generation_kwargs or {}
         stops = {*self.eos_token_ids}
         if options.get("stop_strings"):
             stops.add(self._tokenizer.pad_token_id)  # what `generate` writes after a stop string
@@ -188,7 +149,7 @@ class CreditTrainer(GRPOTrainer):
             columns,
             tokenizer=self._tokenizer,
             stop_ids=stops,
-            cap=options.get("max_new_tokens", self.max_completion_length),
+            cap=int(options.get("max_new_tokens", self.max_completion_length)),
             group_size=group_size,
             rank=self.accelerator.process_index,
             clock=clock,
@@ -209,7 +170,7 @@ class CreditTrainer(GRPOTrainer):
         if self.environments is not None:
             columns["environments"] = list(self.environments)
         group_size = self.num_generations if training else self.num_generations_eval
-        with self.measuring():
+        with self.instruments.measuring():
             local = self.rollouts_of(self._sampled, prompts, columns, group_size, clock)
             rollouts, scores = self.score(local)
         truth, reasons = self._measure_truth(local)
@@ -220,7 +181,7 @@ class CreditTrainer(GRPOTrainer):
         """Signals on this rank's rollouts; returns the global rollouts and their scores, the same on every rank."""
         clock, processes = local.clock, self.accelerator.num_processes
         with self.forked(clock, "rows", self.accelerator.process_index):
-            local = self.with_logprobs(self.system.segmented(local))
+            local = self.instruments.with_logprobs(self.system.segmented(local), self.temperature)
         rollouts = B.gather_rollouts(local, processes)
         if clock.training:
             with self.forked(clock, "before"):
@@ -273,7 +234,7 @@ class CreditTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         assert self._scored is not None
         rollouts, scores, truth, reasons = self._scored
-        with self.measuring():
+        with self.instruments.measuring():
             scores = self.credit(rollouts, scores)
         B.install_credit(output, scores, rollouts, self.accelerator.process_index)
         self._log_generation(mode, rollouts, scores, truth, reasons)
@@ -315,7 +276,7 @@ class CreditTrainer(GRPOTrainer):
         self.hooks.generation = record
         for monitor in self.monitors:
             if callable(monitor):
-                with self.forked(rollouts.clock, "monitor"), self.measuring():
+                with self.forked(rollouts.clock, "monitor"), self.instruments.measuring():
                     self.hooks.learned(monitor(rollouts, scores) or {})
         step, every = self.state.global_step, self.rollout_log.every
         if every and step % every == 0 and self.run_log.active:
@@ -349,7 +310,7 @@ class CreditTrainer(GRPOTrainer):
         rows = inputs["rows"].cpu()
         rewards = {name: rewards.select(rows) for name, rewards in scores.raw.items()}
         part = B.ObjectiveBatch(rollouts.select(rows), rewards, scores.keep[rows], inputs, self.temperature)
-        models = {**self.models, "policy": model}
+        models = {**self.instruments.by_role, "policy": model}
         for objective in self.system.objectives:
             extra, metrics = objective(models, part)
             loss = loss + extra / self.current_gradient_accumulation_steps
@@ -381,7 +342,7 @@ class CreditTrainer(GRPOTrainer):
             except KeyboardInterrupt:
                 # In the middle of a step there is nothing exact to save: the newest complete checkpoint stands.
                 self.status = "interrupted"
-                return TrainOutput(self.state.global_step, float("nan"), {"status": self.status})
+                return TrainOutput(self.state.global_step, float("nan"), {})
             finally:
                 self.run_log.close()
         stopped = self.interrupt.obeyed and self.state.global_step < self.state.max_steps
@@ -422,7 +383,7 @@ class CreditTrainer(GRPOTrainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         found = super()._init_training_state(*args, **kwargs)
-        sampler = getattr(self, "_train_sampler", None)
+        sampler: Any = getattr(self, "_train_sampler", None)
         if getattr(sampler, "shuffle", False):
             # TRL's sampler draws one permutation an epoch from its own generator, which a resumed run starts from anew.
             for _ in range(found[0]):
@@ -439,27 +400,14 @@ def source_names(system: System) -> list[str]:
     return names
 
 
-def _placeholder(name: str) -> Callable[..., list[float]]:
+def _placeholder(name: str) -> Callable[..., list[float | None]]:
     """A reward function that is never called: `_calculate_rewards` runs the signals, TRL takes the name for its logs."""
 
-    def placeholder(**_: Any) -> list[float]:
+    def placeholder(**_: Any) -> list[float | None]:
         raise AssertionError(f"the reward of {name!r} comes from the system")
 
     placeholder.__name__ = name
     return placeholder
-
-
-def _role_model(source: Any, policy: Any) -> Any:
-    """A model by role: an object as it is, "policy" = a copy of the policy as it is now, otherwise a path or hub id."""
-    if source == "policy":
-        source = policy
-        if not isinstance(policy, str):
-            return copy.deepcopy(policy)
-    if not isinstance(source, (str, Path)):
-        return source
-    from guerdon.lm.load import load_model
-
-    return load_model(source)[0]
 
 
 __all__ = ["CreditTrainer", "source_names"]

@@ -1,0 +1,287 @@
+"""Is the policy truly better? Held-out prompts, sampled every few steps at the run's temperature, measured and written down.
+
+True success comes from the task's own verifier and is never fed into an advantage; beside it stand the reward the system
+optimises, length, the share that was cut off, and the KL to the policy the run began with. Each number has its n and its
+standard error, clustered by prompt: rollouts of one prompt are not independent.
+
+The same prompts and the same draws are used whatever else the run did: the generators are forked and seeded by the step.
+Sampling goes through the trainer's own `_generate`, so tools and rollout functions work; environments with a factory do not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from guerdon.engines.trl import batch as B
+from guerdon.engines.trl.instruments import completion_logprobs, frozen_copy
+from guerdon.engines.trl.runlog import EVAL, ROLLOUTS, rollout_records
+from guerdon.errors import CapabilityError, ConfigError
+from guerdon.lm.local import LocalModel
+from guerdon.rewards import Scores
+from guerdon.rollouts import Rollouts, concat_rollouts
+from guerdon.system import System
+
+if TYPE_CHECKING:
+    from guerdon.engines.trl.trainer import CreditTrainer
+
+
+class Evaluator(TrainerCallback):
+    """Measures the policy on held-out prompts: before training, every `every` steps, and after the last step.
+
+    Args:
+        rows: held-out rows, each a mapping with "prompt" and whatever columns the system and the truth read.
+        truth: (completions, rows) -> a number or (value, reason) for each; None = true success is not measured.
+        system: whose reward is reported: the trainer's.
+        every: optimiser steps between measurements.
+        samples: rollouts of a measurement. Systems of group scope get `group_size` rollouts of each prompt, and so
+            samples / group_size prompts; row systems one of each prompt. The first rows are used, again from the start if
+            there are too few.
+        temperature, max_new_tokens: default the trainer's.
+        group_size: default 1 for row systems, the trainer's num_generations for others.
+        initial_policy: what KL is measured against: a path, a model, or None = a copy of the policy as the trainer gets it.
+        kl: False = no KL, and no second model in memory.
+        batch_size: rollouts sampled together.
+        log_rollouts: groups of each measurement that go to rollouts.jsonl, as split "held_out".
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        truth: Callable[[list[str], list[Any]], Sequence[Any]] | None,
+        system: System,
+        *,
+        every: int = 10,
+        samples: int = 128,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+        group_size: int | None = None,
+        initial_policy: Any = None,
+        kl: bool = True,
+        batch_size: int = 64,
+        log_rollouts: int = 2,
+    ) -> None:
+        if not len(rows):
+            raise ConfigError("the evaluator has no held-out rows")
+        if every < 1 or samples < 1:
+            raise ConfigError(f"every={every}, samples={samples}: both must be at least 1")
+        self.rows, self.truth, self.system = list(rows), truth, system
+        self.every, self.samples, self.group_size = every, samples, group_size
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.kl, self.batch_size, self.log_rollouts = kl, batch_size, log_rollouts
+        self._initial: Any = initial_policy
+        self._trainer: CreditTrainer | None = None
+        self._last = -1
+
+    # -- around the trainer ----------------------------------------------------------------------------------------------
+
+    def before_trainer(self, model: Any) -> None:
+        """Keep the policy as it starts. Called before TRL patches it: a later copy would follow the trained weights."""
+        if self.kl and self._initial is None:
+            self._initial = frozen_copy(model)
+
+    def attach(self, trainer: CreditTrainer) -> None:
+        if trainer.environment_factories is not None:
+            raise CapabilityError(
+                "held-out evaluation cannot reset environments made by environment_factory; own them in a rollout_func, or evaluate outside"
+            )
+        if self.system is not trainer.system:
+            raise ConfigError(
+                f"the evaluator measures {self.system.name!r} and the trainer trains {trainer.system.name!r}: give both the same System object"
+            )
+        self._trainer = trainer
+        self.group_size = self.group_size or (1 if self.system.scope == "row" else trainer.num_generations)
+        if self.kl and not isinstance(self._initial, LocalModel):
+            named = isinstance(self._initial, (str, Path))
+            self._initial = LocalModel(self._initial) if named else LocalModel(self._initial, trainer._tokenizer)
+            self._initial.model.to(trainer.accelerator.device).eval().requires_grad_(False)
+        trainer.add_callback(self)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last = state.global_step if state.global_step else -1
+        if not state.global_step:
+            self.evaluate()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.every == 0 or state.global_step >= state.max_steps:
+            self.evaluate()
+
+    # -- one measurement -------------------------------------------------------------------------------------------------
+
+    def evaluate(self) -> dict[str, Any]:
+        """Sample, measure, append a line to eval.jsonl; returns the line. On every rank, with the same result."""
+        trainer = self._trainer
+        assert trainer is not None
+        step, began = trainer.state.global_step, time.perf_counter()
+        if step == self._last:
+            return {}
+        clock = trainer.clock(training=False)
+        with trainer.instruments.measuring(), torch.no_grad():
+            with trainer.forked(clock, "held-out", trainer.accelerator.process_index):
+                local = self._sample()
+            rollouts, scores = trainer.score(local)
+            with trainer.forked(clock, "held-out chain"):
+                scores = self.system.credit(scores, rollouts)
+            truth, reasons = self._measure_truth(rollouts)
+            line = {"step": step, **self._numbers(rollouts, scores, truth)}
+        line["seconds"] = time.perf_counter() - began
+        trainer.run_log.write(EVAL, line)
+        shown = list(dict.fromkeys(rollouts.groups.tolist()))[: self.log_rollouts]
+        kept = [row for row, group in enumerate(rollouts.groups.tolist()) if group in shown]
+        for record in rollout_records(
+            rollouts, scores, kept, step=step, split="held_out", truth=truth, truth_reasons=reasons
+        ):
+            trainer.run_log.write(ROLLOUTS, record)
+        self._last = step
+        return line
+
+    def _sample(self) -> Rollouts:
+        """This rank's share of the held-out rollouts. Every rank samples equally often, or sharded models would hang."""
+        trainer, size = self._trainer, self.group_size
+        assert trainer is not None and size is not None
+        prompts, ranks = max(1, self.samples // size), trainer.accelerator.num_processes
+        share = math.ceil(prompts / ranks)
+        first = trainer.accelerator.process_index * share
+        chosen = [(first + i) % len(self.rows) for i in range(share)]
+        per_batch = max(1, self.batch_size // size)
+        parts = [self._sample_batch(chosen[i : i + per_batch], first + i) for i in range(0, share, per_batch)]
+        return concat_rollouts(parts)
+
+    def _sample_batch(self, chosen: list[int], first_group: int) -> Rollouts:
+        trainer, size = self._trainer, self.group_size
+        assert trainer is not None and size is not None
+        rows = [self.rows[i] for i in chosen for _ in range(size)]
+        # As the columns of a data set: every row has every key.
+        keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "prompt"]
+        columns = {key: [row.get(key) for row in rows] for key in keys}
+        prompts = [row["prompt"] for row in rows]
+        with self._sampling_settings():
+            prompt_ids, completion_ids, policy, *_ = trainer._generate(prompts)
+            sampled = B.Sampled(prompt_ids, completion_ids, policy)
+            rollouts = trainer.rollouts_of(sampled, prompts, columns, size, trainer.clock(training=False))
+        index = torch.arange(len(rows))
+        return replace(
+            rollouts,
+            group_ids=first_group + index // size,
+            sample_ids=first_group * size + index,
+            trainable=torch.ones(len(rows), dtype=torch.bool),
+        )
+
+    def _sampling_settings(self) -> Any:
+        assert self._trainer is not None
+        return _Settings(self._trainer, self.temperature, self.max_new_tokens, self.group_size or 1)
+
+    def _measure_truth(self, rollouts: Rollouts) -> tuple[Tensor | None, list[str]]:
+        if self.truth is None:
+            return None, []
+        return B.read_truth(self.truth(rollouts.completions, B.rows_of(rollouts)), len(rollouts))
+
+    def _numbers(self, rollouts: Rollouts, scores: Scores, truth: Tensor | None) -> dict[str, Any]:
+        clusters = self._prompt_of(rollouts)
+        found: dict[str, Any] = {}
+        if truth is not None:
+            found["true_success"] = estimate(truth, clusters)
+        reward = scores.reward if scores.reward is not None else torch.full((len(scores),), math.nan)
+        found["reward"] = estimate(reward, clusters)
+        found["length"] = estimate(rollouts.lengths.float(), clusters)
+        if rollouts.finished is not None:
+            found["truncated"] = estimate(1 - rollouts.finished.float(), clusters)
+        if self.kl:
+            found["kl"] = self._kl(rollouts)
+        return found
+
+    def _prompt_of(self, rollouts: Rollouts) -> list[int]:
+        """B indices of held-out rows: the clusters. A row used again is the same cluster."""
+        return (rollouts.groups % len(self.rows)).tolist()
+
+    def _kl(self, rollouts: Rollouts) -> dict[str, Any]:
+        """Mean over sampled tokens of log pi - log pi_initial, both at the sampling temperature."""
+        trainer = self._trainer
+        assert trainer is not None and rollouts.policy_mask is not None
+        temperature = self.temperature or trainer.temperature
+        old = rollouts.logprobs.get("old")
+        known = old is not None and old.temperature == temperature
+        policy = (
+            old.values
+            if known and old is not None
+            else completion_logprobs(trainer.instruments.policy, rollouts, temperature)
+        )
+        initial = completion_logprobs(self._initial, rollouts, temperature)
+        mask = rollouts.policy_mask
+        return estimate(((policy - initial) * mask).sum(1), self._prompt_of(rollouts), mask.sum(1).float())
+
+
+class _Settings:
+    """The trainer sampling as the evaluator wants it, its own settings and eval metrics put back afterwards."""
+
+    def __init__(
+        self, trainer: CreditTrainer, temperature: float | None, max_new_tokens: int | None, group: int
+    ) -> None:
+        self.trainer, self.group = trainer, group
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+
+    def __enter__(self) -> None:
+        trainer: Any = self.trainer
+        self.saved = (trainer.max_completion_length, trainer.num_generations_eval, trainer._sampled)
+        self.metrics = {name: list(values) for name, values in trainer._metrics["eval"].items()}
+        self.config: Any = getattr(trainer, "generation_config", None)
+        trainer.num_generations_eval = self.group
+        changes = {"temperature": self.temperature, "max_new_tokens": self.max_new_tokens}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if changes and self.config is None:
+            raise CapabilityError(
+                "another temperature or length for held-out prompts needs generation by transformers (use_vllm=False)"
+            )
+        if changes:
+            trainer.generation_config = copy.deepcopy(self.config)
+            trainer.generation_config.update(**changes)
+        if self.max_new_tokens is not None:
+            trainer.max_completion_length = self.max_new_tokens
+
+    def __exit__(self, *error: object) -> None:
+        trainer: Any = self.trainer
+        trainer.max_completion_length, trainer.num_generations_eval, trainer._sampled = self.saved
+        if self.config is not None:
+            trainer.generation_config = self.config
+        trainer._metrics["eval"].clear()
+        trainer._metrics["eval"].update(self.metrics)
+
+
+def estimate(values: Tensor, clusters: Sequence[Any], weights: Tensor | None = None) -> dict[str, Any]:
+    """A mean with its standard error, clustered.
+
+    Args:
+        values: [B], NaN = the instrument failed, left out and counted. With weights, totals to be divided by the weights' sum.
+        clusters: B labels; rows of one label are not independent (rollouts of one prompt).
+        weights: [B] denominators of a ratio (tokens of each rollout), or None for a plain mean.
+
+    Returns:
+        {"mean", "se", "n", "failed"}; se is NaN for fewer than two clusters. The ratio's error is linearised (Taylor); rows in
+        clusters of one give the usual s / sqrt(n).
+    """
+    ok = ~values.isnan()
+    failed = int((~ok).sum())
+    values, labels = values[ok].double(), [label for label, good in zip(clusters, ok.tolist(), strict=True) if good]
+    size = torch.ones_like(values) if weights is None else weights[ok].double()
+    total = float(size.sum())
+    if not len(values) or total == 0:
+        return {"mean": math.nan, "se": math.nan, "n": len(values), "failed": failed}
+    mean = float(values.sum()) / total
+    index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    rows = torch.tensor([index[label] for label in labels])
+    residual = torch.zeros(len(index), dtype=torch.float64).index_add_(0, rows, values - mean * size)
+    count = len(index)
+    error = math.sqrt(float((residual**2).sum()) * count / (count - 1)) / total if count > 1 else math.nan
+    return {"mean": mean, "se": error, "n": len(values), "failed": failed}
+
+
+__all__ = ["Evaluator", "estimate"]

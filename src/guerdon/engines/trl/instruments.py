@@ -1,0 +1,128 @@
+"""The models a system asks for by role, made ready beside a trainer.
+
+"policy" is the live policy, unwrapped, read in eval mode with everything restored afterwards (`guerdon.lm.forward.instrument`).
+"reference" is, in this order: the system's own `models["reference"]`, the reference TRL loaded (beta), or the policy without
+its LoRA adapter. Other roles are the system's.
+
+Role models are made BEFORE the trainer exists: TRL binds the policy's forward to a closure over the original weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from guerdon.lm.forward import instrument
+from guerdon.lm.local import LocalModel
+from guerdon.rollouts import LogProbs, Rollouts
+from guerdon.system import System
+
+if TYPE_CHECKING:
+    from guerdon.engines.trl.trainer import CreditTrainer
+
+
+def frozen_copy(model: Any) -> Any:
+    """A copy of a policy (object) or a path as it is: something that stays as the policy is now."""
+    return model if isinstance(model, (str, Path)) else copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def completion_logprobs(model: LocalModel, rollouts: Rollouts, temperature: float) -> Tensor:
+    """Log-probabilities of the sampled tokens under a model, without dropout.
+
+    Args:
+        model: the instrument.
+        rollouts: with prompt_ids and completion_ids.
+        temperature: the logits are divided by it.
+
+    Returns:
+        [B, T] float32 on the CPU, 0 where completion_mask is False.
+    """
+    assert rollouts.completion_ids is not None and rollouts.prompt_ids is not None and rollouts.prompt_mask is not None
+    prompt = rollouts.prompt_ids.shape[1]
+    ids = torch.cat([rollouts.prompt_ids, rollouts.completion_ids], 1)
+    mask = torch.cat([rollouts.prompt_mask.bool(), rollouts.mask], 1)
+    wanted = torch.cat([torch.zeros_like(rollouts.prompt_mask, dtype=torch.bool), rollouts.mask], 1)
+    return model.token_logprobs(ids, mask, temperature, wanted=wanted)[:, prompt:].float().cpu()
+
+
+class Instruments:
+    """The models of a trainer, by role.
+
+    Args:
+        system: whose `models` are loaded ("policy" as a source = a copy of the policy as it starts).
+        policy: what the trainer will be given, untouched so far.
+    """
+
+    def __init__(self, system: System, policy: Any) -> None:
+        self.system = system
+        sources = {role: frozen_copy(policy) if m.source == "policy" else m.source for role, m in system.models.items()}
+        self._models = {role: LocalModel(s) if isinstance(s, (str, Path)) else s for role, s in sources.items()}
+        self._trainer: CreditTrainer | None = None
+
+    def attach(self, trainer: CreditTrainer) -> None:
+        """Take the trainer's policy and hand every part the roles it asks for."""
+        self._trainer = trainer
+        device, tokenizer = trainer.accelerator.device, trainer._tokenizer
+        for role, model in self._models.items():
+            if isinstance(model, nn.Module):
+                model = self._models[role] = LocalModel(model, tokenizer)
+            if isinstance(model, LocalModel):
+                model.model.to(device).eval().requires_grad_(False)
+        self.policy = LocalModel(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+        self._reference = self._models.get("reference")
+        if self._reference is None and trainer.ref_model is not None:
+            self._reference = LocalModel(trainer.accelerator.unwrap_model(trainer.ref_model), tokenizer)
+        self.by_role = {"policy": self.policy, **({"reference": self._reference} if self._reference else {})}
+        self.by_role |= self._models
+        for role in sorted({role for part in self.system.parts() for role in getattr(part, "roles", ())}):
+            if role == "reference" and self._reference is None:
+                self.system.bind(role, AdapterOff(self.policy))
+            else:
+                self.system.bind(role, self.by_role[role])
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """The live policy in eval mode, checkpointing off, cache on; gradients allowed, for parts that train themselves."""
+        return instrument(self.policy.model, use_cache=True, grad=True)
+
+    def with_logprobs(self, rollouts: Rollouts, temperature: float) -> Rollouts:
+        """The rollouts with the log-probabilities the system needs, at the sampling temperature."""
+        found = dict(rollouts.logprobs)
+        for need in sorted(self.system.needs):
+            prefix, _, role = need.partition(".")
+            if prefix != "logprobs" or role in found:
+                continue
+            model, context = self._read(role)
+            with context:
+                found[role] = LogProbs(completion_logprobs(model, rollouts, temperature), temperature)
+        return replace(rollouts, logprobs=found)
+
+    def _read(self, role: str) -> tuple[LocalModel, AbstractContextManager[Any]]:
+        if role == "old":  # the policy that sampled: nothing has been trained since
+            return self.policy, nullcontext()
+        if role == "reference" and self._reference is None:
+            return self.policy, self.policy.model.disable_adapter()  # type: ignore[operator]
+        return self.by_role[role], nullcontext()
+
+
+class AdapterOff:
+    """The policy without its LoRA adapter, as an instrument: every method of the policy's, run with the adapter disabled."""
+
+    def __init__(self, policy: LocalModel) -> None:
+        self._policy = policy
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._policy, name)
+        if not callable(found):
+            return found
+
+        def without_adapter(*args: Any, **kwargs: Any) -> Any:
+            with self._policy.model.disable_adapter():  # type: ignore[operator]
+                return found(*args, **kwargs)
+
+        return without_adapter
