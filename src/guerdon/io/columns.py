@@ -1,0 +1,104 @@
+"""A system's scores of a batch, laid out as columns of a file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from guerdon.io.records import score_records
+from guerdon.rewards import Scores
+from guerdon.rollouts import Rollouts
+from guerdon.system import Scope, System, scope_of
+
+
+def reward_columns(system: System, rollouts: Rollouts) -> list[dict[str, Any]]:
+    """Score rollouts and lay the scores out as columns.
+
+    The reward is the scalar the system's chain optimises, where the chain can run on texts (every source is one value a row);
+    otherwise the sum of its signals' row totals.
+    """
+    rollouts = system.segmented(rollouts)
+    scores = system.score(rollouts)
+    if runs_chain(system):
+        scores = system.credit(scores, rollouts)
+        assert scores.reward is not None
+        # A row dropped because a source failed has no reward, whatever number the chain went on with.
+        failed = torch.stack([rewards.failed.any(1) for rewards in scores.raw.values()]).any(0) & ~scores.keep
+        totals = scores.reward.double().masked_fill(failed, float("nan"))
+    else:
+        totals = torch.stack([rewards.row_total().double() for rewards in scores.raw.values()]).sum(0)
+    records = score_records(scores)
+    reasons = _reasons(scores)
+    sole = len(scores.raw) == 1
+    out = []
+    for total, record, reason in zip(totals.tolist(), records, reasons, strict=True):
+        first = next(iter(record.values()))
+        extra: dict[str, Any] = {
+            "reward": total,
+            "reward_level": first["level"] if sole else "sequence",
+            "reward_reason": reason,
+        }
+        if sole and first["level"] != "sequence":
+            extra |= {"reward_values": first["values"], "reward_spans": first["spans"], "reward_unit": first["unit"]}
+        if not sole:
+            extra["reward_parts"] = {
+                name: {key: part[key] for key in ("level", "values", "spans", "unit")} for name, part in record.items()
+            }
+        out.append(extra)
+    return out
+
+
+def runs_chain(system: System) -> bool:
+    """Can the chain run on texts without tokens? Only where no signal scores spans inside the text."""
+    return bool(system.chain) and set(system._levels().values()) <= {"sequence"}
+
+
+def reward_scope(system: System) -> Scope:
+    """The scope of what makes the reward: the signals, and the links before the first that centres."""
+    parts = list(system.signals.values())
+    if runs_chain(system):
+        for link in system.chain:
+            if getattr(link, "centres", False):
+                break
+            parts.append(link)
+    scopes = {scope_of(part) for part in parts}
+    return "batch" if "batch" in scopes else "group" if "group" in scopes else "row"
+
+
+def notes_on(system: System) -> list[str]:
+    """What a reader of the scores should know about how they came about."""
+    notes = []
+    if reward_scope(system) == "batch":
+        notes.append("this reward compares all rows of a batch: the numbers depend on batch_size")
+    if system.chain and not runs_chain(system):
+        notes.append(
+            "the chain needs tokens, which a file of texts has not: the reward is the sum of the signals' row totals, before the chain"
+        )
+    return notes
+
+
+def lift(signal: Any, name: str | None, segments: Mapping[str, Any] | None) -> System:
+    """A bare signal as a System without a chain."""
+    label = name or getattr(signal, "name", None) or getattr(signal, "__name__", type(signal).__name__)
+    return System(signals={str(label): signal}, segments=dict(segments or {}), name=str(label))
+
+
+def description(system: System) -> str:
+    """The system in words that are the same in every process (object addresses are not)."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(system))
+
+
+def _reasons(scores: Scores) -> list[str | None]:
+    """Each row's reasons in one text; with several sources each is named."""
+    told: list[list[str]] = [[] for _ in range(len(scores))]
+    for name, rewards in scores.raw.items():
+        for (row, cell), text in sorted(rewards.reasons.items()):
+            where = "" if rewards.level == "sequence" else f"{rewards.level} {cell}: "
+            told[row].append(f"{name}: {where}{text}" if len(scores.raw) > 1 else where + text)
+    for row, text in scores.notes.get("dropped", {}).items():
+        if not told[row]:
+            told[row].append(f"dropped: {text}")
+    return ["; ".join(texts) or None for texts in told]
