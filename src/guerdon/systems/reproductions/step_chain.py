@@ -32,9 +32,14 @@ class StepTask(Protocol):
     success(actions [B, T], mask [B, T]) -> [B] bool, the verifier.
     """
 
-    actions: str
-    cap: int
-    states: int
+    @property
+    def actions(self) -> str: ...
+
+    @property
+    def cap(self) -> int: ...
+
+    @property
+    def states(self) -> int: ...
 
     def states_before(self, actions: Tensor) -> Tensor: ...
 
@@ -83,33 +88,40 @@ class UsefulSteps:
     """(u)seful step, (f)iller, (a)nswer. An answer is right once enough useful steps were made; it ends the episode.
 
     The reward model gives `good` to everything that is not wrong, filler included, and `bad` to an answer that comes too early.
+    slips: there is a fourth action, a (w)rong step; it scores `bad`, and no later answer is right.
     """
 
-    actions: str = "ufa"
+    slips: bool = False
     cap: int = 12
     needed: int = 3
     good: float = 0.95
     bad: float = 0.1
 
     @property
+    def actions(self) -> str:
+        return "ufaw" if self.slips else "ufa"
+
+    @property
     def states(self) -> int:
-        """The number of useful steps made so far, 0..needed."""
-        return self.needed + 1
+        """The number of useful steps made so far, 0..needed; and, with slips, a spoilt state of its own."""
+        return self.needed + 1 + self.slips
 
     def states_before(self, actions: Tensor) -> Tensor:
-        useful = (actions == 0).long()
-        return (useful.cumsum(1) - useful).clamp(max=self.needed)
+        useful, wrong = (actions == 0).long(), (actions == 3).long()
+        made = (useful.cumsum(1) - useful).clamp(max=self.needed)
+        return torch.where(wrong.cumsum(1) - wrong > 0, self.needed + 1, made)
 
     def ends(self, actions: Tensor) -> Tensor:
         return actions == 2
 
     def step_scores(self, actions: Tensor) -> Tensor:
-        wrong = self.ends(actions) & (self.states_before(actions) < self.needed)
-        return torch.where(wrong, self.bad, self.good)
+        wrong_answer = self.ends(actions) & (self.states_before(actions) != self.needed)
+        return torch.where(wrong_answer | (actions == 3), self.bad, self.good)
 
     def success(self, actions: Tensor, mask: Tensor) -> Tensor:
         made = ((actions == 0) & mask).sum(1)
-        return (last_action(actions, mask) == 2) & (made >= self.needed)
+        spoilt = ((actions == 3) & mask).any(1)
+        return (last_action(actions, mask) == 2) & (made >= self.needed) & ~spoilt
 
 
 # --- policies ----------------------------------------------------------------------------------------------------------
