@@ -126,8 +126,6 @@ class DropUniformGroups(LinkBase):
 class DropTruncated(LinkBase):
     """Drop completions that were cut at the length cap (TRL's mask_truncated_completions, but out of the statistics too)."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"finished"})
-
     def plan(self, levels: Levels) -> Levels:
         return levels
 
@@ -167,6 +165,11 @@ def std_threshold(
     if step >= start and finite and ema is None:
         recorded.append(batch_mean)
     return threshold, {"step": step, "recorded": recorded, "ema": ema, "previous": batch_mean if finite else None}
+
+
+def passes_std(std: Tensor, threshold: float, ceiling: float = 1e6) -> Tensor:
+    """[...] bool: finite, at least the threshold and at most the ceiling (RLPR's rule)."""
+    return torch.isfinite(std) & (std >= threshold) & (std <= ceiling)
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,7 @@ class StdEMAFilter(LinkBase):
             state, mean, start=self.start, filter_from=self.filter_from, ratio=self.ratio, beta=self.beta
         )
         filtering = following["step"] >= self.filter_from
-        out = live & ~(known & (std >= threshold)) if filtering else torch.zeros_like(live)
+        out = live & ~passes_std(std, threshold) if filtering else torch.zeros_like(live)
         kept = float((live & ~out).sum() / live.sum().clamp(min=1))
         scores = scores.dropping(out.to(scores.keep.device), f"{name}: group std below {threshold:.4g}")
         metrics = {"std_filter/threshold": threshold, "std_filter/kept": kept}

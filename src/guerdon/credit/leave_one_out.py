@@ -24,21 +24,27 @@ from guerdon.spans import Spans
 Baseline = Literal["mean", "padded_tokens", "per_token", "per_step"]
 
 
-def padded_token_baseline(returns: Tensor, mask: Tensor, group_ids: Tensor, padded_length: int | None = None) -> Tensor:
+def padded_token_baseline(
+    returns: Tensor,
+    mask: Tensor,
+    group_ids: Tensor,
+    padded_length: int | None = None,
+    rows: Tensor | None = None,
+) -> Tensor:
     """b_i = ( sum_{j in group} S_j - S_i ) / ((K-1) L), S_i = sum_t returns[i, t] (PURE, verl branch).
 
     Args:
         returns: [B, T].
-        mask: [B, T] bool, tokens that count; a row without any leaves its group.
+        mask: [B, T] bool, tokens that count.
         group_ids: [B].
         padded_length: L; None = T, which makes the result depend on the batch's padding, as in the official code.
+        rows: [B] bool, rows that count in their group; None = all. An empty completion is a sample whose return is 0.
 
     Returns:
         [B] float64; 0 for a group of one.
     """
-    counts = mask.any(1)
     total = torch.where(mask, returns, 0.0).double().sum(1)
-    others = leave_one_out_mean(total, group_ids, counts)
+    others = leave_one_out_mean(total, group_ids, rows)
     return torch.nan_to_num(others, nan=0.0) / max(padded_length or returns.shape[1], 1)
 
 
@@ -97,12 +103,12 @@ class LeaveOneOut(LinkBase):
             raise ChainError(f"the {self.baseline} baseline works on steps: put it before ToTokens({name!r})")
         return levels
 
-    def _baselines(self, rewards: Rewards, rollouts: Rollouts, counts: Tensor) -> Tensor:
+    def _baselines(self, rewards: Rewards, rollouts: Rollouts, counts: Tensor, rows: Tensor) -> Tensor:
         """[B, S] float64, what each cell pays."""
         device = rewards.values.device
-        groups, rows = rollouts.groups.to(device), counts.any(1)
+        groups = rollouts.groups.to(device)
         if self.baseline == "padded_tokens":
-            return padded_token_baseline(rewards.values, counts, groups, self.padded_length)[:, None]
+            return padded_token_baseline(rewards.values, counts, groups, self.padded_length, rows)[:, None]
         totals = torch.where(counts, rewards.values, 0.0).double().sum(1)
         if self.baseline == "mean":
             samples = None if rollouts.sample_ids is None else rollouts.sample_ids.to(device)
@@ -119,8 +125,10 @@ class LeaveOneOut(LinkBase):
         name = source_of(self.name, scores)
         rewards = scores[name]
         counts = countable(scores, rewards, rollouts)
-        values = (rewards.values.double() - self._baselines(rewards, rollouts, counts)).to(rewards.values.dtype)
-        rows = counts.any(1)
+        # A kept row without cells (no steps, no tokens) is a sample worth 0, except where a mean over its cells is asked for.
+        whole = scores.keep.to(counts.device) & ~(rewards.mask & ~torch.isfinite(rewards.values)).any(1)
+        rows = counts.any(1) if self.baseline == "mean" else whole
+        values = (rewards.values.double() - self._baselines(rewards, rollouts, counts, rows)).to(rewards.values.dtype)
         samples = None if rollouts.sample_ids is None else rollouts.sample_ids.to(values.device)
         alone = group_stats(rows.double(), rollouts.groups.to(values.device), rows, sample_ids=samples).size <= 1
         if self.singleton == "zero":

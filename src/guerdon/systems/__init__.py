@@ -1,0 +1,87 @@
+"""Published systems, one module each: what it composes, its defaults, its citation. The table of contents of the library.
+
+    system = guerdon.systems.pure(prm="path/or/hub-id")
+
+A system is imported when it is first asked for. `guerdon.systems.pure` is the function that composes the system; its module is
+`importlib.import_module("guerdon.systems.pure")` or, for its names, `from guerdon.systems.pure import VECTORS`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from guerdon.systems.clip_delta import clip_delta
+    from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
+    from guerdon.systems.par import par
+    from guerdon.systems.pure import pure, pure_sum
+    from guerdon.systems.rlpr import rlpr
+
+
+class Entry(NamedTuple):
+    """Where a builder lives: `module` below guerdon.systems, and the function's name in it."""
+
+    module: str
+    builder: str
+
+
+# slug -> where it is. A module's name differs from the slug only where the slug would shadow a builtin.
+SYSTEMS: dict[str, Entry] = {
+    "outcome": Entry("outcome", "outcome"),
+    "pure": Entry("pure", "pure"),
+    "clip_delta": Entry("clip_delta", "clip_delta"),
+    "rlpr": Entry("rlpr", "rlpr"),
+    "par": Entry("par", "par"),
+}
+
+# Other names a composition goes by; buildable, but no entry of the catalogue.
+VARIANTS: dict[str, Entry] = {
+    "grpo": Entry("outcome", "grpo"),
+    "dr_grpo": Entry("outcome", "dr_grpo"),
+    "rloo": Entry("outcome", "rloo"),
+    "reinforce_pp": Entry("outcome", "reinforce_pp"),
+    "gdpo": Entry("outcome", "gdpo"),
+    "pure_sum": Entry("pure", "pure_sum"),
+}
+
+__all__ = [
+    "SYSTEMS",
+    "VARIANTS",
+    "clip_delta",
+    "dr_grpo",
+    "gdpo",
+    "grpo",
+    "outcome",
+    "par",
+    "pure",
+    "pure_sum",
+    "reinforce_pp",
+    "rloo",
+    "rlpr",
+]
+
+
+def __getattr__(name: str) -> Any:
+    entry = SYSTEMS.get(name) or VARIANTS.get(name)
+    if entry is None:
+        raise AttributeError(f"module 'guerdon.systems' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"guerdon.systems.{entry.module}"), entry.builder)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *SYSTEMS, *VARIANTS})
+
+
+class _Systems(ModuleType):
+    """This package. Importing a submodule would put the module `pure` where the function `pure` belongs; here the function stays."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in SYSTEMS:
+            return  # __getattr__ finds the function
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Systems

@@ -1,0 +1,182 @@
+"""What is known about each published system: its description, its vectors, its reproduction. Computed, not typed by hand."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from guerdon.errors import ConfigError
+from guerdon.rewards import Rewards, Scores
+from guerdon.rollouts import Rollouts
+from guerdon.system import System
+
+VectorFunctions = Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published system.
+
+    Attributes:
+        slug: its name here, and of its vector file.
+        title: as the paper calls it.
+        arxiv: id of the paper; empty where there is none.
+        kinds: what kind of design it is ("step reward", "reward shaping", ...).
+        summary: one sentence.
+        vectors: conformance functions by name.
+    """
+
+    slug: str
+    title: str
+    arxiv: str
+    kinds: tuple[str, ...]
+    summary: str
+    vectors: VectorFunctions = field(default_factory=dict, repr=False)
+
+
+def _module(slug: str) -> Any:
+    from guerdon.systems import SYSTEMS
+
+    if slug not in SYSTEMS:
+        raise ConfigError(f"no system {slug!r}; there are: {', '.join(SYSTEMS)}")
+    return importlib.import_module(f"guerdon.systems.{SYSTEMS[slug].module}")
+
+
+def published(slug: str) -> Published:
+    """The description of a system. Raises ConfigError for an unknown slug."""
+    return _module(slug).PUBLISHED
+
+
+def builder_of(name: str) -> Callable[..., System]:
+    """The function that composes a system or a variant of one.
+
+    Raises:
+        ConfigError: an unknown name, with the known ones.
+    """
+    from guerdon.systems import SYSTEMS, VARIANTS
+
+    entry = SYSTEMS.get(name) or VARIANTS.get(name)
+    if entry is None:
+        raise ConfigError(f"no system {name!r}; there are: {', '.join([*SYSTEMS, *VARIANTS])}")
+    return getattr(importlib.import_module(f"guerdon.systems.{entry.module}"), entry.builder)
+
+
+def vectors_of(slug: str) -> VectorFunctions:
+    """The conformance functions of a system; none for an unknown slug."""
+    from guerdon.systems import SYSTEMS
+
+    return published(slug).vectors if slug in SYSTEMS else {}
+
+
+# -- reproductions -----------------------------------------------------------------------------------------------------
+
+
+def _reproduction_module(slug: str) -> str:
+    from guerdon.systems import SYSTEMS
+
+    return f"guerdon.systems.reproductions.{SYSTEMS[slug].module}"
+
+
+def reproducible() -> list[str]:
+    """The systems that have a reproduction."""
+    from guerdon.systems import SYSTEMS
+
+    return [slug for slug in SYSTEMS if importlib.util.find_spec(_reproduction_module(slug)) is not None]
+
+
+def reproduction_of(slug: str) -> Callable[..., Any]:
+    """`reproduce(budget)` of a system. Raises ConfigError where there is none."""
+    if slug not in reproducible():
+        raise ConfigError(f"no reproduction of {slug!r}; there are: {', '.join(reproducible()) or 'none yet'}")
+    return importlib.import_module(_reproduction_module(slug)).reproduce
+
+
+# -- the catalogue -----------------------------------------------------------------------------------------------------
+
+
+def vector_state(slug: str) -> dict[str, int]:
+    """{"passed", "total", "functions"}: cases of tests/vectors/<slug>.json, run now; zeros outside a checkout."""
+    from guerdon.conformance import load_vectors, run_vectors
+    from guerdon.repository import find_root
+
+    folder = find_root()
+    path = folder / "tests" / "vectors" / f"{slug}.json" if folder else None
+    if path is None or not path.exists():
+        return {"passed": 0, "total": 0, "functions": 0}
+    results = run_vectors(load_vectors(path), vectors_of(slug))
+    return {
+        "passed": sum(result.passed for result in results),
+        "total": sum(result.total for result in results),
+        "functions": len(results),
+    }
+
+
+def reproduction_state(slug: str) -> dict[str, Any] | None:
+    """{"claim", "passed", "seeds", "file"} of results/<slug>.json, or None where nothing is recorded."""
+    from guerdon.repository import find_root
+
+    folder = find_root()
+    path = folder / "results" / f"{slug}.json" if folder else None
+    if folder is None or path is None or not path.exists():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return {key: record[key] for key in ("claim", "passed", "seeds")} | {"file": str(path.relative_to(folder))}
+
+
+def catalogue() -> list[dict[str, Any]]:
+    """Every published system with its state, in the order of the table."""
+    from guerdon.systems import SYSTEMS
+
+    rows = []
+    for slug in SYSTEMS:
+        known = published(slug)
+        rows.append(
+            {
+                "slug": slug,
+                "title": known.title,
+                "arxiv": known.arxiv,
+                "kinds": list(known.kinds),
+                "summary": known.summary,
+                "vectors": vector_state(slug),
+                "reproduction": reproduction_state(slug),
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """Stands for a part the user brings, so that a system can be shown without one. Refuses to score."""
+
+    name: str
+    level: str = "sequence"
+    scope = "row"
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
+        raise ConfigError(f"{self.name} was not given: this system is a description")
+
+
+def describe(name: str) -> str:
+    """A system in words: what it is, its options with their defaults, and the composition those give."""
+    from guerdon.systems import SYSTEMS
+
+    builder = builder_of(name)
+    lines = []
+    if name in SYSTEMS:
+        known = published(name)
+        lines += [f"{known.title}  (arXiv {known.arxiv})" if known.arxiv else known.title, known.summary, ""]
+        lines += [inspect.cleandoc(_module(name).__doc__ or ""), ""]
+    parameters = inspect.signature(builder).parameters.values()
+    options = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters]
+    lines += [f"{name}({', '.join(options)})", ""]
+    required = {p.name: Placeholder(p.name) for p in parameters if p.default is p.empty}
+    lines.append(str(builder(**required)))
+    return "\n".join(lines)
