@@ -47,6 +47,9 @@ class TaskReward:
         return f"TaskReward({self.task.name!r})"
 
 
+_OF_THE_TASK = ("tokenizer", "delimiter")
+
+
 @dataclass
 class Context:
     """What a run can offer to the system it builds.
@@ -97,8 +100,9 @@ def fill(builder: Callable[..., System], context: Context, options: Mapping[str,
         raise ConfigError(f"{name} has no option {', '.join(unknown)}; its options: {', '.join(parameters)}")
     given = dict(options)
     for key, parameter in parameters.items():
-        # An optional part (default None) is only filled in when asked for by the value "task".
-        wanted = parameter.default is inspect.Parameter.empty or given.get(key) == "task"
+        # An optional part (default None) is only filled in when asked for by the value "task"; how the task's texts are cut
+        # is no choice, so that always comes from the task.
+        wanted = parameter.default is inspect.Parameter.empty or given.get(key) == "task" or key in _OF_THE_TASK
         if not wanted or (key in given and given[key] != "task"):
             continue
         offer = context.provide(key)
