@@ -47,7 +47,8 @@ TRL_LIMITS = {
     "multi_objective_aggregation": "multi_objective_aggregation={value!r} would do nothing: fusion is a link of the chain (Fuse(...), GroupNorm per source for GDPO); leave it at its default",
     "use_liger_kernel": "use_liger_kernel exchanges layers under a policy that this engine has patched and measured, and is deprecated in TRL; set it to False",
     "reference_path": "beta={beta} makes TRL reload the reference from config._name_or_path={path!r}, no model folder: save the policy (model.save_pretrained) and pass its folder, or set beta=0",
-    "reference_differs": "beta={beta} made TRL load {path!r} as reference, not the policy you passed ({name} differs): save a warm-started policy (model.save_pretrained) and pass its folder, or set beta=0",
+    "reference_differs": "beta={beta} made TRL load {path!r} as the reference, and that is not the policy you passed ({name} differs): "
+    "save a warm-started policy (model.save_pretrained) and pass its folder, or set beta=0",
     "environment_reward": "an environment with get_reward appends its own reward column after the system's; rename that method and read it in a signal (its environments are columns of the rollouts)",
     "eval_groups": "num_generations_eval=1 with a system of {scope} scope: a group of one has no statistics; set num_generations_eval to at least 2",
     "save_steps": "save_steps={value!r}: checkpoints must fall on generation boundaries, which come every {cycle} optimiser step(s) here; use a multiple of {cycle}",
@@ -56,7 +57,11 @@ TRL_LIMITS = {
     "role": "{part} asks for a model by the role {role!r}, and the system names none: System(models={{{role!r}: Model('path or hub id')}})",
     "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen or copies them at the start of a phase",
     "reference_missing": "logprobs.reference is needed and there is no reference: name one (System(models={'reference': Model('path')})), train LoRA (the policy without its adapter) or set beta > 0",
-    "fused_lm_head_copy": "copying the model of a finished trainer copies a forward that is bound to the original's weights: save it and load it instead",
+    "values": "the system needs a critic's values, and TRL 1.16 has no trainer with a critic: give rollouts that carry values to the system directly, or choose a system without GAE",
+    "second_view": "two views of one question do not meet in one generation batch, because TRL's sampler shuffles rows independently",
+    "dpo": "args is a {kind}: this engine drives GRPOConfig only (TRL's DPO has its loss inside one method, and its collator drops every extra column)",
+    "copies": "copy.deepcopy(trainer.model) computes with the original's weights, because TRL binds the forward: save it and load it instead",
+    "resample": "TRL cannot draw again for a filtered group: filters mask rows, and the batch gets smaller",
 }
 
 TRL = Support(

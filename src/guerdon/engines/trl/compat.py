@@ -71,6 +71,8 @@ def check_arguments(args: Any) -> None:
     """Refuse GRPOConfig fields that would be dead or wrong under a chain."""
     from trl import GRPOConfig
 
+    if not isinstance(args, GRPOConfig):
+        raise ConfigError(limit("dpo", kind=type(args).__name__))
     defaults = {name: item.default for name, item in GRPOConfig.__dataclass_fields__.items()}
     for name in ("scale_rewards", "reward_weights", "multi_objective_aggregation"):
         value = getattr(args, name)
@@ -116,6 +118,9 @@ def check_system(system: System, args: Any, *, peft: bool, evaluates: bool) -> N
     """Everything the system needs must be there, and its scope must make sense for the group sizes."""
     if not system.chain:
         raise CapabilityError(f"{system.name}: {limit('chain')}")
+    for need in ("values", "second_view", "resample"):
+        if need in system.needs:
+            raise CapabilityError(f"{system.name}: {limit(need)}")
     named = "reference" in system.models
     reference = peft or named or args.beta != 0.0
     if "logprobs.reference" in system.needs and not reference:

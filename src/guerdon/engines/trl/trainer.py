@@ -93,6 +93,7 @@ class CreditTrainer(GRPOTrainer):
         self.status = "ready"
         self._source_names = source_names(system)
         self.instruments = Instruments(system, model)  # before TRL patches the policy
+        self._use_cache = getattr(getattr(model, "config", None), "use_cache", True)
         for monitor in self.monitors:
             if hasattr(monitor, "before_trainer"):
                 monitor.before_trainer(model)
@@ -345,9 +346,19 @@ class CreditTrainer(GRPOTrainer):
                 return TrainOutput(self.state.global_step, float("nan"), {})
             finally:
                 self.run_log.close()
+                self._hand_back()
         stopped = self.interrupt.obeyed and self.state.global_step < self.state.max_steps
         self.status = "interrupted" if stopped else "finished"
         return output
+
+    def _hand_back(self) -> None:
+        """The policy ready for use: training leaves it in train mode with checkpointing on, and `generate` then gives garbage."""
+        policy = self.accelerator.unwrap_model(self.model)
+        policy.eval()
+        for module in policy.modules():
+            if getattr(module, "gradient_checkpointing", False) is True:
+                module.gradient_checkpointing = False
+        policy.config.use_cache = self._use_cache
 
     def at_boundary(self) -> bool:
         """Whether the next micro-step would sample anew, so that nothing is lost with the process."""
