@@ -22,7 +22,7 @@ def _accumulated(rewards: Rewards) -> Kind:
     return "advantage" if rewards.kind == "advantage" else "return"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Accumulate(LinkBase):
     """Suffix sums: each cell gets the discounted sum of its own and all later rewards (`scan.suffix_sum`).
 
@@ -50,7 +50,7 @@ class Accumulate(LinkBase):
         return scores.with_source(name, rewards.with_values(values, _accumulated(rewards)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MinReturn(LinkBase):
     """Suffix minima: PURE's strict min-form (`scan.suffix_min`).
 
@@ -75,7 +75,7 @@ class MinReturn(LinkBase):
         return scores.with_source(name, rewards.with_values(values, _accumulated(rewards)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GAE(LinkBase):
     """Generalised advantage estimation with the rollouts' critic values (`scan.gae`); not whitened, add Whiten for that.
 

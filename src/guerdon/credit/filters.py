@@ -30,7 +30,7 @@ def _with_group(rows: Tensor, group_ids: Tensor) -> Tensor:
     return torch.isin(groups, groups[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OnFailure(LinkBase):
     """What happens where the instrument failed (NaN, or a number that is not finite).
 
@@ -90,7 +90,7 @@ class OnFailure(LinkBase):
         return replace(scores, notes={**scores.notes, "dropped": notes})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DropUniformGroups(LinkBase):
     """Drop groups whose rewards are all alike: they carry no group-relative signal (DAPO's dynamic sampling, without resampling).
 
@@ -122,7 +122,7 @@ class DropUniformGroups(LinkBase):
         return scores.with_metrics(**{"dropped/uniform": float(int(uniform.sum()) / max(kept, 1))})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DropTruncated(LinkBase):
     """Drop completions that were cut at the length cap (TRL's mask_truncated_completions, but out of the statistics too)."""
 
@@ -172,7 +172,7 @@ def passes_std(std: Tensor, threshold: float, ceiling: float = 1e6) -> Tensor:
     return torch.isfinite(std) & (std >= threshold) & (std <= ceiling)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StdEMAFilter(LinkBase):
     """Keep prompts whose group std reaches a moving threshold (RLPR, arXiv 2506.18254). Stateful, see `std_threshold`.
 

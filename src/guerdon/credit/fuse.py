@@ -38,7 +38,7 @@ def weighted_sum(sources: list[Rewards], weights: list[float]) -> tuple[Tensor, 
     return total, torch.stack([rewards.mask for rewards in sources]).any(0)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Fuse(LinkBase):
     """Weighted sum of sources.
 
@@ -102,7 +102,7 @@ class Fuse(LinkBase):
         return scores.with_source(self.into, fused, drop=self.names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gate(LinkBase):
     """Keep a source only where another one allows it: r if g > threshold else `otherwise`.
 
@@ -153,7 +153,7 @@ class Gate(LinkBase):
         return scores.with_source(self.name, gated, drop=[self.by] if self.drop else [])
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Drop(LinkBase):
     """Leave sources out of the chain from here on. What the signals gave stays in `scores.raw` for the log."""
 

@@ -42,7 +42,7 @@ def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Estimator = "k1"
     return kl if clamp is None else kl.clamp(-clamp, clamp)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class KLPenalty(LinkBase):
     """r_t - coef * kl_t on every token the policy sampled.
 

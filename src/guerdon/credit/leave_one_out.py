@@ -69,7 +69,7 @@ def step_lengths(spans: Spans, delimiter_tokens: int = 1) -> Tensor:
     return (spans.lengths - delimiter_tokens).clamp(min=0) * spans.mask
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LeaveOneOut(LinkBase):
     """Subtract a baseline made of the OTHER rows of the group.
 

@@ -8,7 +8,7 @@ the pure functions beside it. Class attributes are the protocol of `guerdon.syst
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -23,7 +23,26 @@ Singleton = Literal["zero", "raw", "drop"]
 StdKind = Literal["sample", "population"]
 
 
-class LinkBase:
+class Shown:
+    """A dataclass shown as it is written: the source or transform by position, every setting by name.
+
+    The text is also how a checkpoint recognises a chain, so settings at their defaults are in it.
+    """
+
+    def __repr__(self) -> str:
+        shown = []
+        for item in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if item.name == "names" and isinstance(value, tuple):
+                shown += [repr(name) for name in value]
+            elif item.name in ("name", "transform"):
+                shown.append(repr(value))
+            elif item.repr:
+                shown.append(f"{item.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class LinkBase(Shown):
     """Defaults of the link protocol: a row-scope link that needs nothing, keeps levels as they are and does not centre."""
 
     scope: ClassVar[Literal["row", "group", "batch"]] = "row"

@@ -20,7 +20,7 @@ def correlation(x: Tensor, y: Tensor) -> float:
     return float((dx * dy).sum()) / scale if scale > 0 else float("nan")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WatchSteps(LinkBase):
     """Steps per row, and the correlation of a row's reward with its number of steps: the sign that filler pays.
 

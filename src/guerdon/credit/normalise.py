@@ -149,7 +149,7 @@ def _flat_ids(rewards: Rewards, rollouts: Rollouts) -> tuple[Tensor, Tensor | No
     return groups, (rollouts.sample_ids.to(device)[:, None] * max(width, 1) + position).reshape(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class GroupNorm(LinkBase):
     """Group normalisation; the defaults are TRL's GRPO, to the last bit.
 
@@ -209,7 +209,7 @@ class GroupNorm(LinkBase):
         return scores.with_source(name, rewards.with_values(normed, "advantage"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Whiten(LinkBase):
     """Whitening over all counted cells of the batch (`whiten`).
 
@@ -241,7 +241,7 @@ class Whiten(LinkBase):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PerRewardNorm(LinkBase):
     """GDPO as one link: sequence sources in, one sequence advantage out (`normalise_then_sum`).
 

@@ -94,7 +94,7 @@ def to_tokens(rewards: Rewards, rollouts: Rollouts, placement: Placement = "end"
     return Rewards.tokens(place(rewards.values, spans, valid), rollouts, kind)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ToTokens(LinkBase):
     """Move a source to token level.
 
@@ -128,7 +128,7 @@ class ToTokens(LinkBase):
         return scores.with_source(name, to_tokens(rewards, rollouts, self.placement))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaskEnds(LinkBase):
     """Take the last token of every span of a segmentation out of a token-level source: no advantage, in no statistic.
 

@@ -73,7 +73,7 @@ def apply_moments(values: Tensor, state: RunningMoments, mode: RunningMode) -> T
     return (values - state.least) / width if width > 0 else torch.full_like(values, 0.5)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunningNorm(LinkBase):
     """Shape a sequence source by statistics of every score seen in training, updated with the batch BEFORE use. Stateful.
 

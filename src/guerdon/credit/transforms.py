@@ -21,7 +21,7 @@ class Transform(Protocol):
     def __call__(self, rewards: Rewards, rollouts: Rollouts) -> Rewards: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class On(LinkBase):
     """Apply a transform to one source and leave the others alone.
 

@@ -15,6 +15,7 @@ github.com/CJReinforce/PURE, branch verl (the default here) and main (OpenRLHF; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -118,9 +119,8 @@ def pure(
     )
 
 
-def pure_sum(*, prm: Any, **options: Any) -> System:
-    """PURE's collapsing baseline: plain sums of the raw step scores. Options as `pure`."""
-    return pure(prm=prm, credit="sum", **options)
+# PURE's collapsing baseline: plain sums of the raw step scores. Options as `pure`.
+pure_sum = partial(pure, credit="sum")
 
 
 def _step_signal(prm: Any) -> Any:
