@@ -28,11 +28,25 @@ LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
 REUSE = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4, "num_iterations": 2}
 
 
-def both(policy_path: str, config: Any, system: Any = None, credit: dict[str, Any] | None = None, peft: Any = None, **changes: Any) -> tuple[Any, Any]:
+def both(
+    policy_path: str,
+    config: Any,
+    system: Any = None,
+    credit: dict[str, Any] | None = None,
+    peft: Any = None,
+    **changes: Any,
+) -> tuple[Any, Any]:
     """Plain TRL and ours, trained on the same data with the same seed."""
     plain = GRPOTrainer(policy_path, letters_reward, config(**changes), dataset(), peft_config=peft() if peft else None)
     plain.train()
-    ours = CreditTrainer(policy_path, system or plain_system(), config(**changes), dataset(), peft_config=peft() if peft else None, **(credit or {}))
+    ours = CreditTrainer(
+        policy_path,
+        system or plain_system(),
+        config(**changes),
+        dataset(),
+        peft_config=peft() if peft else None,
+        **(credit or {}),
+    )
     ours.train()
     return plain, ours
 
@@ -50,7 +64,9 @@ def test_every_loss_type(policy_path: str, config: Any, loss_type: str) -> None:
     plain, ours = both(policy_path, config, loss_type=loss_type, max_steps=4, **REUSE)
     check(plain, ours)
     assert ours.state.log_history[0]["reward"] == pytest.approx(plain.state.log_history[0]["reward"], abs=1e-6)
-    assert ours.state.log_history[0]["rewards/letters/mean"] == pytest.approx(plain.state.log_history[0]["rewards/letters_reward/mean"], abs=1e-6)
+    assert ours.state.log_history[0]["rewards/letters/mean"] == pytest.approx(
+        plain.state.log_history[0]["rewards/letters_reward/mean"], abs=1e-6
+    )
 
 
 def test_kl_to_the_reference(policy_path: str, config: Any) -> None:
@@ -62,13 +78,21 @@ def test_kl_to_the_reference(policy_path: str, config: Any) -> None:
 
 def test_sequence_importance_agrees_to_rounding(policy_path: str, config: Any) -> None:
     """A [B, T] credit makes TRL sum equal numbers where it would multiply once: the last bits differ, nothing else."""
-    plain, ours = both(policy_path, config, loss_type="grpo", importance_sampling_level="sequence", max_steps=4, **REUSE)
+    plain, ours = both(
+        policy_path, config, loss_type="grpo", importance_sampling_level="sequence", max_steps=4, **REUSE
+    )
     for mine, theirs in zip(history(ours, "loss", "grad_norm"), history(plain, "loss", "grad_norm"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
 def test_entropy_options_and_checkpointing(policy_path: str, config: Any) -> None:
-    changes = {"top_entropy_quantile": 0.5, "entropy_coef": 0.01, "off_policy_mask_threshold": 0.01, "gradient_checkpointing": True, "max_steps": 4}
+    changes = {
+        "top_entropy_quantile": 0.5,
+        "entropy_coef": 0.01,
+        "off_policy_mask_threshold": 0.01,
+        "gradient_checkpointing": True,
+        "max_steps": 4,
+    }
     check(*both(policy_path, config, **changes, **REUSE))
 
 
