@@ -30,7 +30,7 @@ WRAPPERS = [
     "$5 for one. The answer is ${}$", "answer [ 9 ] answer is {}.", "<answer>{}</answer>", "\\boxed {{{}}}", "\\boxed{{\\boxed{{{}}}}}", "\\boxed{{{}}}}}", "{{\\boxed{{{}}}",
 ]  # fmt: skip
 REFERENCES = ["{}", "${}$", "\\boxed{{{}}}"]
-SLOW = MathOptions(fast=False, timeout_s=20.0)
+SLOW = MathOptions(fast=False, timeout_s=20.0, workers=2)
 
 
 def random_number(rng: random.Random) -> str:

@@ -5,7 +5,7 @@ for each different (answer, reference) pair of the whole batch.
 
 Time-outs. A check that exceeds its time says nothing about the answer, so it is NaN by default. But a policy could learn to
 write towers of exponents to have its failures dropped: `on_timeout="zero"` calls such an answer wrong, provided that the
-reference alone can be parsed in time. The same option covers a worker killed by the answer and an exception while comparing.
+reference alone can be evaluated in time. The same option covers a worker killed by the answer and an exception while comparing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from guerdon.signals.verifiable.pool import WorkerPool, shared_pool
 from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure, shown
 
 OnTimeout = Literal["nan", "zero"]
+_PROBE = "918273/645546"  # a number nobody has as a reference, so that the comparison has to evaluate both
 _WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -142,8 +143,8 @@ def _slow(pairs: Sequence[tuple[str, str]], bare: bool, options: MathOptions) ->
     verdicts = [instrument_failure(reply["failed"]) if "failed" in reply else Verdict(float(reply["value"]), reply["reason"]) for reply in replies]
     if options.on_timeout == "zero":
         failed = [i for i, verdict in enumerate(verdicts) if verdict.failed]
-        # The reference against itself: where that works, the failure was the answer's doing.
-        alone = pool.map([{"answer": pairs[i][1], "reference": pairs[i][1], "bare": True} for i in failed])
+        # The reference against a plain number: where that works, the failure was the answer's doing.
+        alone = pool.map([{"answer": _PROBE, "reference": pairs[i][1], "bare": True} for i in failed])
         for i, reply in zip(failed, alone, strict=True):
             if "failed" not in reply:
                 verdicts[i] = Verdict(0.0, f"{verdicts[i].reason}; counted as wrong (on_timeout='zero')")

@@ -110,7 +110,7 @@ class WorkerPool:
         self.timeout_s = timeout_s
         self._script = script
         self._setup = {"memory_mb": memory_mb, "alarm_s": math.ceil(2 * timeout_s) + 5}
-        self._size = workers or min(8, os.cpu_count() or 1)
+        self.size = workers or min(8, os.cpu_count() or 1)
         self._lock = threading.Lock()
         self._reset()
 
@@ -127,7 +127,7 @@ class WorkerPool:
             self._reset()
         with self._lock:
             if self._threads is None:
-                self._threads = ThreadPoolExecutor(self._size, thread_name_prefix="guerdon-verify")
+                self._threads = ThreadPoolExecutor(self.size, thread_name_prefix="guerdon-verify")
             return self._threads.submit(self._run, task)
 
     def map(self, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -147,7 +147,11 @@ class WorkerPool:
         except (TimeoutError, EOFError) as error:
             self._all.discard(worker)
             return {"failed": str(error)}
-        self._idle.append(worker)
+        if reply.pop("recycle", False):
+            self._all.discard(worker)
+            worker.kill()
+        else:
+            self._idle.append(worker)
         return reply
 
     def _take(self) -> _Worker:

@@ -76,7 +76,7 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
 
     Rules, first that applies: (1) content of the last \boxed or <answer> tag, if it is a letter, "(B)", "B." or "B) text"; such a
     content that names no letter ends the search; (2) the last "answer is B", "answer: (B)", "option B", "choice B" (emphasis
-    marks allowed); (3) the whole text is a letter, "(B)", "B." or starts with "B) " or "B. "; (4) the last line is only a letter in
+    marks allowed; an "A" or "I" before a lower-case word is prose); (3) the whole text is a letter, "(B)", "B." or starts with "B) " or "B. "; (4) the last line is only a letter in
     one of these forms. Lower case counts in (1) and (3), where nothing but the letter is there; a lone "A" in prose never counts.
     """
     group = "".join(re.escape(letter) for letter in letters.upper())
@@ -88,7 +88,7 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
         found = alone.fullmatch(marked) or labelled.fullmatch(marked)
         return found[1].upper() if found else None
     tail = text[-4096:]
-    said = re.findall(rf"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?i:option\s+)?[(\[*_\s]*([{group}])(?![A-Za-z'’])(?!\s+[a-z])", tail)
+    said = re.findall(rf"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?i:option\s+)?[(\[*_\s]*([{group}])(?![A-Za-z'’])(?!(?<=[AI])\s+[a-z])", tail)
     if said:
         return str(said[-1])
     stripped = text.strip()
