@@ -44,7 +44,11 @@ def test_equals_naive_loop(lm, left_pad, max_tokens, temperature):
     scores = scorer.score(CONTEXTS, TARGETS, temperature=temperature)
     for row, (context, target) in enumerate(zip(*ids_of(lm), strict=True)):
         with torch.no_grad():
-            expected = naive(lm.model, context, target, temperature).gather(1, target[:, None])[:, 0] if len(target) else torch.empty(0)
+            expected = (
+                naive(lm.model, context, target, temperature).gather(1, target[:, None])[:, 0]
+                if len(target)
+                else torch.empty(0)
+            )
         torch.testing.assert_close(scores.rows()[row], expected, atol=1e-5, rtol=1e-5)
         assert scores.ids[row][scores.mask[row]].tolist() == target.tolist()
     assert scores.lengths.tolist() == [len(t) for t in TARGETS]
@@ -81,10 +85,17 @@ def test_gradients_equal_naive(lm):
     weights = [0.3, -1.0, 2.0, 0.7, 1.0]
     params = list(lm.model.parameters())
     expected = torch.autograd.grad(
-        sum(w * naive(lm.model, c, t).gather(1, t[:, None]).sum() for w, c, t in zip(weights, *ids_of(lm), strict=True) if len(t)), params
+        sum(
+            w * naive(lm.model, c, t).gather(1, t[:, None]).sum()
+            for w, c, t in zip(weights, *ids_of(lm), strict=True)
+            if len(t)
+        ),
+        params,
     )
     for chunk in (3, 1024):  # 3: the head is recomputed in backward
-        scores = SpanScorer(LocalModel(lm.model, lm.tokenizer, chunk=chunk), max_tokens=64).score(CONTEXTS, TARGETS, grad=True)
+        scores = SpanScorer(LocalModel(lm.model, lm.tokenizer, chunk=chunk), max_tokens=64).score(
+            CONTEXTS, TARGETS, grad=True
+        )
         actual = torch.autograd.grad((scores.sum() * torch.tensor(weights)).sum(), params)
         for a, e in zip(actual, expected, strict=True):
             torch.testing.assert_close(a, e, atol=1e-4, rtol=1e-4)
@@ -133,13 +144,22 @@ def test_rows_that_begin_another_share_its_forward(lm):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.integers(0, 101), min_size=1, max_size=30), st.lists(st.integers(0, 101), max_size=12)), min_size=1, max_size=6), st.integers(1, 200))
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 101), min_size=1, max_size=30), st.lists(st.integers(0, 101), max_size=12)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.integers(1, 200),
+)
 def test_order_and_batching_do_not_matter(lm, pairs, max_tokens):
     contexts = [torch.tensor(c) for c, _ in pairs]
     targets = [torch.tensor(t, dtype=torch.long) for _, t in pairs]
     together = SpanScorer(lm, max_tokens=max_tokens).score(contexts, targets).rows()
     for row, alone in enumerate(zip(contexts, targets, strict=True)):
-        torch.testing.assert_close(together[row], SpanScorer(lm).score([alone[0]], [alone[1]]).rows()[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            together[row], SpanScorer(lm).score([alone[0]], [alone[1]]).rows()[0], atol=1e-5, rtol=1e-5
+        )
 
 
 def test_models_that_change_logits_after_the_head_take_the_long_way(char_tokenizer):
@@ -176,12 +196,17 @@ def test_deep_copy_of_a_patched_model_answers_for_itself(tiny_model, char_tokeni
     expected = SpanScorer(LocalModel(healthy, char_tokenizer)).score(CONTEXTS, TARGETS).values
     torch.testing.assert_close(SpanScorer(LocalModel(clone, char_tokenizer)).score(CONTEXTS, TARGETS).values, expected)
     prompt = ["2+2="]
-    assert LocalModel(clone, char_tokenizer).generate(prompt, temperature=0, max_new_tokens=8).texts == LocalModel(healthy, char_tokenizer).generate(prompt, temperature=0, max_new_tokens=8).texts
+    assert (
+        LocalModel(clone, char_tokenizer).generate(prompt, temperature=0, max_new_tokens=8).texts
+        == LocalModel(healthy, char_tokenizer).generate(prompt, temperature=0, max_new_tokens=8).texts
+    )
 
 
 def test_lora_adapters_are_scored(tiny_model, char_tokenizer):
     peft = pytest.importorskip("peft")
-    model = peft.get_peft_model(copy.deepcopy(tiny_model), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.5))
+    model = peft.get_peft_model(
+        copy.deepcopy(tiny_model), peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.5)
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -191,7 +216,12 @@ def test_lora_adapters_are_scored(tiny_model, char_tokenizer):
     scores = SpanScorer(lm).score(CONTEXTS, TARGETS)
     assert model.training  # dropout was off inside and is on again
     merged = copy.deepcopy(model).merge_and_unload().eval()
-    torch.testing.assert_close(scores.values, SpanScorer(LocalModel(merged, char_tokenizer)).score(CONTEXTS, TARGETS).values, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        scores.values,
+        SpanScorer(LocalModel(merged, char_tokenizer)).score(CONTEXTS, TARGETS).values,
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 def test_marked_part_in_the_middle(lm):
@@ -219,7 +249,10 @@ def test_aggregates(lm):
     torch.testing.assert_close(scores.mean_prob()[1], rows[1].exp().mean())
 
 
-@pytest.mark.parametrize("options", [{"gather": "all"}, {"temperature": 0.0}, {"gather": "token_ids"}, {"gather": "token_ids", "token_ids": [-1]}])
+@pytest.mark.parametrize(
+    "options",
+    [{"gather": "all"}, {"temperature": 0.0}, {"gather": "token_ids"}, {"gather": "token_ids", "token_ids": [-1]}],
+)
 def test_wrong_options_are_refused(lm, options):
     with pytest.raises(ConfigError):
         SpanScorer(lm).score(["a"], ["b"], **options)

@@ -1,10 +1,10 @@
 """Language models as instruments: load, generate, score spans, ask judges. Nothing here knows a reward.
 
-    load      a hub id, a folder, a GGUF or a short name          forward   one forward pass done right
-    local     generate, log-probabilities, hidden states          scorer    the span scorer
-    encode    prompts and continuations to ids                    offsets   characters of tokens, from our own decoding
-    chat      replies, the ChatModel protocol, scripted models    remote    an OpenAI-compatible endpoint
-    judging   parse-validated answers, voted
+load      a hub id, a folder, a GGUF or a short name          forward   one forward pass done right
+local     generate, log-probabilities, hidden states          scorer    the span scorer
+encode    prompts and continuations to ids                    offsets   characters of tokens, from our own decoding
+chat      replies, the ChatModel protocol, scripted models    remote    an OpenAI-compatible endpoint
+judging   parse-validated answers, voted
 """
 
 from __future__ import annotations
@@ -22,6 +22,31 @@ if TYPE_CHECKING:
     from guerdon.lm.remote import RemoteModel
     from guerdon.lm.scorer import SpanScorer, SpanScores
 
+__all__ = [
+    "ChatModel",
+    "Generations",
+    "LocalModel",
+    "RemoteModel",
+    "Reply",
+    "ScriptedModel",
+    "SpanScorer",
+    "SpanScores",
+    "Spliced",
+    "TokenLogProb",
+    "Verdicts",
+    "decode_offsets",
+    "decode_offsets_batch",
+    "encode_continuation",
+    "encode_prompt",
+    "encode_with_target",
+    "judge",
+    "load_model",
+    "load_tokenizer",
+    "materialise",
+    "overlapping_tokens",
+    "save_model",
+]
+
 _HOMES = {
     "chat": ("ChatModel", "Reply", "ScriptedModel", "TokenLogProb"),
     "encode": ("Spliced", "encode_continuation", "encode_prompt", "encode_with_target"),
@@ -33,7 +58,6 @@ _HOMES = {
     "scorer": ("SpanScorer", "SpanScores"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

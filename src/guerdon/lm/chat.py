@@ -68,7 +68,7 @@ class Reply:
         return self.error is None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=True)
+        return json.dumps(asdict(self), allow_nan=True)
 
     @staticmethod
     def from_json(text: str) -> Reply:
@@ -82,7 +82,14 @@ class Reply:
 class ChatModel(Protocol):
     """Anything a judge can be."""
 
-    def chat(self, prompts: Sequence[ChatPrompt], *, draws: Sequence[int] | None = None, temperature: float = 0.0, max_tokens: int = 512) -> list[Reply]:
+    def chat(
+        self,
+        prompts: Sequence[ChatPrompt],
+        *,
+        draws: Sequence[int] | None = None,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+    ) -> list[Reply]:
         """One reply a prompt, in order. `draws[i]` numbers the sample asked for (default 0 for all)."""
         ...
 
@@ -102,7 +109,14 @@ class ScriptedModel:
         self.script = script
         self.calls: list[tuple[Messages, int]] = []
 
-    def chat(self, prompts: Sequence[ChatPrompt], *, draws: Sequence[int] | None = None, temperature: float = 0.0, max_tokens: int = 512) -> list[Reply]:
+    def chat(
+        self,
+        prompts: Sequence[ChatPrompt],
+        *,
+        draws: Sequence[int] | None = None,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+    ) -> list[Reply]:
         replies = []
         for prompt, draw in zip(prompts, numbered(draws, len(prompts)), strict=True):
             messages = as_messages(prompt)
@@ -130,4 +144,4 @@ def numbered(draws: Sequence[int] | None, size: int) -> list[int]:
 
 def request_key(*parts: Any) -> str:
     """A digest of a whole request, the same in every process."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -40,7 +40,9 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> Tensor:
     if not isinstance(prompt, str):
         if prompt and isinstance(prompt[0], Mapping):
             if getattr(tokenizer, "chat_template", None) is None:
-                raise ConfigError("the prompt is a list of chat messages, and this tokenizer has no chat template; give texts, or set tokenizer.chat_template")
+                raise ConfigError(
+                    "the prompt is a list of chat messages, and this tokenizer has no chat template; give texts, or set tokenizer.chat_template"
+                )
             prompt = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
         else:
             return torch.tensor([int(i) for i in prompt], dtype=torch.long)  # type: ignore[call-overload, arg-type]
@@ -108,7 +110,12 @@ def encode_with_target(tokenizer: Any, text: str, start: int, end: int, *, conte
         raise ValueError(f"characters {start}:{end} are no part of a text of {len(text)} characters")
     own = encode_prompt(tokenizer, text) if context is None else encode_continuation(tokenizer, text)
     # Special tokens written in the text ("</s>") are part of it: their characters count.
-    begins_with_special = context is None and len(own) > 0 and _begin_token(tokenizer) == int(own[0]) and not text.startswith(tokenizer.decode(own[:1].tolist()))
+    begins_with_special = (
+        context is None
+        and len(own) > 0
+        and _begin_token(tokenizer) == int(own[0])
+        and not text.startswith(tokenizer.decode(own[:1].tolist()))
+    )
     lead = int(begins_with_special)
     decoded, offsets = _offsets_with_special(tokenizer, own[lead:], follows=context is not None)
     if decoded != text:
@@ -149,4 +156,6 @@ def _mapped_offsets(tokenizer: Any, text: str, ids: Tensor) -> Tensor:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         if list(encoded["input_ids"]) == ids.tolist():
             return torch.tensor(encoded["offset_mapping"], dtype=torch.long).reshape(-1, 2)
-    raise ValueError(f"this tokenizer does not give back the text it is given ({text[:60]!r} ...), and has no offset mapping: the target's tokens cannot be told")
+    raise ValueError(
+        f"this tokenizer does not give back the text it is given ({text[:60]!r} ...), and has no offset mapping: the target's tokens cannot be told"
+    )

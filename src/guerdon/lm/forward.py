@@ -41,7 +41,9 @@ def instrument(model: nn.Module, *, use_cache: bool = False, grad: bool = False)
     checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
     config = getattr(model, "config", None)
     cached = getattr(config, "use_cache", None)
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None})
+    devices = sorted(
+        {p.device.index for p in model.parameters() if p.device.type == "cuda" and p.device.index is not None}
+    )
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.set_grad_enabled(grad))
@@ -120,7 +122,7 @@ def take_apart(model: nn.Module) -> Parts:
     if prompt_learning:  # virtual tokens are put in by the wrapper: only its own forward is right
         return Parts(model, None, None, model, False)
     backbone = getattr(inner, "base_model", None)
-    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    head: Any = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     if backbone is None or backbone is inner or head is None:
         return whole
     split = Parts(inner, backbone, head, call, keeps)
@@ -128,21 +130,29 @@ def take_apart(model: nn.Module) -> Parts:
     with instrument(inner):
         mask = torch.ones_like(ids, dtype=torch.bool)
         try:
-            ours = head(backbone(input_ids=ids, attention_mask=mask.long(), position_ids=positions_of(mask), use_cache=False).last_hidden_state)
+            ours = head(
+                backbone(
+                    input_ids=ids, attention_mask=mask.long(), position_ids=positions_of(mask), use_cache=False
+                ).last_hidden_state
+            )
         except (TypeError, AttributeError):  # a backbone of another shape
             return whole
-        theirs = call(input_ids=ids, attention_mask=mask.long(), position_ids=positions_of(mask), use_cache=False).logits
+        theirs = call(
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions_of(mask), use_cache=False
+        ).logits
     same = ours.shape == theirs.shape and bool(torch.allclose(ours.float(), theirs.float(), rtol=1e-3, atol=1e-3))
     return split if same else whole
 
 
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+def _unwrapped(model: Any) -> tuple[Any, bool]:
     """Through DDP and PEFT wrappers to the transformers model; second: PEFT by virtual tokens."""
-    while hasattr(model, "module") and isinstance(model.module, nn.Module) and not hasattr(model, "get_output_embeddings"):
+    while (
+        hasattr(model, "module") and isinstance(model.module, nn.Module) and not hasattr(model, "get_output_embeddings")
+    ):
         model = model.module
     config = getattr(model, "active_peft_config", None)
     if config is not None and hasattr(model, "get_base_model"):
-        return model.get_base_model(), bool(getattr(config, "is_prompt_learning", False))  # type: ignore[operator]
+        return model.get_base_model(), bool(getattr(config, "is_prompt_learning", False))
     return model, False
 
 
@@ -176,7 +186,12 @@ class Forward:
 
     def _at(self, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         parts, device = self.parts, self.parts.device
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.long().to(device), "position_ids": positions_of(mask).to(device), "use_cache": False}
+        inputs = {
+            "input_ids": ids.to(device),
+            "attention_mask": mask.long().to(device),
+            "position_ids": positions_of(mask).to(device),
+            "use_cache": False,
+        }
         if parts.backbone is not None:
             return parts.backbone(**inputs).last_hidden_state[rows.to(device), columns.to(device)]
         if parts.keeps:  # the model itself leaves out the columns in which no row wants anything
@@ -192,7 +207,9 @@ class Head:
     parts: Parts
     chunk: int = 1024
 
-    def __call__(self, states: Tensor, read: Callable[..., tuple[Tensor, ...]], *aligned: Tensor, temperature: float = 1.0) -> tuple[Tensor, ...]:
+    def __call__(
+        self, states: Tensor, read: Callable[..., tuple[Tensor, ...]], *aligned: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, ...]:
         """Apply `read(logits [C, V] float32, *aligned [C, ...])` to all states, and concatenate what it returns.
 
         Args:
@@ -211,7 +228,9 @@ class Head:
         for begin in range(0, max(1, len(states)), self.chunk):
             cut = slice(begin, begin + self.chunk)
             arguments = (states[cut], *(a.to(states.device)[cut] for a in aligned))
-            if torch.is_grad_enabled() and len(states) > self.chunk:  # the head again in backward, instead of all logits kept
+            if (
+                torch.is_grad_enabled() and len(states) > self.chunk
+            ):  # the head again in backward, instead of all logits kept
                 outputs.append(checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
                 outputs.append(piece(*arguments))

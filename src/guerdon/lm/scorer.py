@@ -31,7 +31,9 @@ from guerdon.lm.forward import Forward, Head, instrument
 from guerdon.lm.local import LocalModel
 
 Gather = Literal["target", "token_ids", "logsumexp"]
-NO_CONTEXT = "the target's first token has nothing before it (empty context, and the tokenizer adds no begin-of-sequence token)"
+NO_CONTEXT = (
+    "the target's first token has nothing before it (empty context, and the tokenizer adds no begin-of-sequence token)"
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,15 @@ class SpanScorer:
             for all prefixes of a rollout). None = padded micro-batches.
     """
 
-    def __init__(self, model: LocalModel | nn.Module | str, tokenizer: Any = None, *, max_tokens: int | None = None, left_pad: bool = False, forward: Forward | None = None) -> None:
+    def __init__(
+        self,
+        model: LocalModel | nn.Module | str,
+        tokenizer: Any = None,
+        *,
+        max_tokens: int | None = None,
+        left_pad: bool = False,
+        forward: Forward | None = None,
+    ) -> None:
         self.lm = model if isinstance(model, LocalModel) else LocalModel(model, tokenizer)
         self.tokenizer = self.lm.tokenizer
         self.forward = forward or Forward(self.lm.model, max_tokens=max_tokens or self.lm.max_tokens, left_pad=left_pad)
@@ -129,14 +139,22 @@ class SpanScorer:
         context_ids, target_ids = self._paired(contexts, targets)
         following = target_ids if target_ids is not None else [torch.tensor([-1])] * len(context_ids)
         begins = [len(c) for c in context_ids]
-        sequences = [torch.cat([c, t]) if target_ids is not None else c for c, t in zip(context_ids, following, strict=True)]
+        sequences = [
+            torch.cat([c, t]) if target_ids is not None else c for c, t in zip(context_ids, following, strict=True)
+        ]
         wanted = [torch.arange(b, b + len(t)) for b, t in zip(begins, following, strict=True)]
         if target_ids is None and gather == "target":
             raise ConfigError('without targets there is no target to gather: use gather="token_ids" or "logsumexp"')
-        values, reasons = self.score_positions(sequences, wanted, gather=gather, token_ids=token_ids, raw=raw, grad=grad, temperature=temperature)
+        values, reasons = self.score_positions(
+            sequences, wanted, gather=gather, token_ids=token_ids, raw=raw, grad=grad, temperature=temperature
+        )
         lengths = torch.tensor([len(t) for t in following], dtype=torch.long)
         texts, offsets = self._texts(target_ids, len(context_ids))
-        ids = pad_sequence(following, batch_first=True, padding_value=-1) if following else torch.zeros(0, 0, dtype=torch.long)
+        ids = (
+            pad_sequence(following, batch_first=True, padding_value=-1)
+            if following
+            else torch.zeros(0, 0, dtype=torch.long)
+        )
         mask = torch.arange(ids.shape[1])[None] < lengths[:, None]
         return SpanScores(values, mask, ids, offsets, texts, temperature, reasons)
 
@@ -184,7 +202,15 @@ class SpanScorer:
 
     # -- details -----------------------------------------------------------------------------------------------------------------
 
-    def _flat(self, sequences: Sequence[Tensor], wanted: list[Tensor], read: Callable[..., tuple[Tensor]], extra: Tensor | None, grad: bool, temperature: float) -> Tensor:
+    def _flat(
+        self,
+        sequences: Sequence[Tensor],
+        wanted: list[Tensor],
+        read: Callable[..., tuple[Tensor]],
+        extra: Tensor | None,
+        grad: bool,
+        temperature: float,
+    ) -> Tensor:
         """[sum of L_n, ...]: the values of all wanted tokens, rows in order."""
         live = [row for row, positions in enumerate(wanted) if len(positions)]
         # What a row needs to see ends before its last wanted token, so answers of one token after one context are one forward.
@@ -196,14 +222,20 @@ class SpanScorer:
             for batch, states in self.forward.states(unique, before):
                 rows = [row for index in batch for row in owners[index]]
                 targets = torch.cat([_target(sequences[row], wanted[row]) for row in rows])
-                aligned = [targets] if extra is None else [targets, torch.cat([extra[row].expand(len(wanted[row]), -1) for row in rows])]
+                aligned = (
+                    [targets]
+                    if extra is None
+                    else [targets, torch.cat([extra[row].expand(len(wanted[row]), -1) for row in rows])]
+                )
                 (values,) = self.head(states, read, *aligned, temperature=temperature)
                 pieces |= dict(zip(rows, values.split([len(wanted[row]) for row in rows]), strict=True))
         if not pieces:
             return torch.zeros(0, *(() if extra is None else (extra.shape[1],)))
         return torch.cat([pieces[row] for row in sorted(pieces)])
 
-    def _paired(self, contexts: Prompt | Sequence[Prompt], targets: Text | Sequence[Text] | None) -> tuple[list[Tensor], list[Tensor] | None]:
+    def _paired(
+        self, contexts: Prompt | Sequence[Prompt], targets: Text | Sequence[Text] | None
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
         many_contexts = not isinstance(contexts, str | Tensor)
         context_list: list[Any] = list(contexts) if many_contexts else [contexts]
         if targets is None:
@@ -211,10 +243,14 @@ class SpanScorer:
         many_targets = not isinstance(targets, str | Tensor)
         target_list: list[Any] = list(targets) if many_targets else [targets]
         if many_targets and target_list and isinstance(target_list[0], int):
-            raise ConfigError("targets is one list of ids: give a list of targets, or a tensor for one target after all contexts")
+            raise ConfigError(
+                "targets is one list of ids: give a list of targets, or a tensor for one target after all contexts"
+            )
         size = max(len(context_list), len(target_list)) if context_list and target_list else 0
         if (many_contexts and len(context_list) != size) or (many_targets and len(target_list) != size):
-            raise ConfigError(f"{len(context_list)} contexts and {len(target_list)} targets: give as many, or a single text or tensor for all")
+            raise ConfigError(
+                f"{len(context_list)} contexts and {len(target_list)} targets: give as many, or a single text or tensor for all"
+            )
         encoded = [encode_prompt(self.tokenizer, c) for c in context_list]
         continued = [encode_continuation(self.tokenizer, t) for t in target_list]
         return encoded * (size if not many_contexts else 1), continued * (size if not many_targets else 1)

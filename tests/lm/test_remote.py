@@ -1,0 +1,464 @@
+"""The remote client against a server on this machine that also misbehaves. The server counts what it was really asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from guerdon.errors import ConfigError
+from guerdon.lm.background import run
+from guerdon.lm.chat import ChatModel
+from guerdon.lm.judging import judge
+from guerdon.lm.remote import RemoteModel
+
+
+def chat_answer(text="hello", **choice):
+    message = {"role": "assistant", "content": text}
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"} | choice],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
+
+
+class Server:
+    """`script(body, nth)` returns a document, or a function that gets the handler and does what it likes with it."""
+
+    def __init__(self):
+        self.script = lambda body, nth: chat_answer(f"echo: {body['messages'][-1]['content']}")
+        self.bodies, self.times, self.under_way, self.most_under_way = [], [], 0, 0
+        self.lock = threading.Lock()
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body["_path"] = self.path
+                with server.lock:
+                    server.bodies.append(body)
+                    server.times.append(time.monotonic())
+                    nth = len(server.bodies)
+                    server.under_way += 1
+                    server.most_under_way = max(server.most_under_way, server.under_way)
+                try:
+                    answer = server.script(body, nth)
+                    if callable(answer):
+                        answer(self)
+                    else:
+                        send(self, 200, answer)
+                except (BrokenPipeError, ConnectionResetError):
+                    pass
+                finally:
+                    with server.lock:
+                        server.under_way -= 1
+
+            def log_message(self, *_):
+                pass
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 128
+
+            def handle_error(self, *_):
+                pass
+
+        self.http = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def count(self):
+        return len(self.bodies)
+
+
+def send(handler, status, document, **headers):
+    data = document if isinstance(document, bytes) else json.dumps(document).encode()
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(data)))
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(data)
+
+
+def status(code, message="no", **headers):
+    return lambda handler: send(handler, code, {"error": {"message": message}}, **headers)
+
+
+def slow(seconds):
+    def answer(handler):
+        time.sleep(seconds)
+        send(handler, 200, chat_answer())
+
+    return answer
+
+
+def dripping(handler):
+    """Never silent for long, never done: a time-out per read would wait for ever."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", "1000000")
+    handler.end_headers()
+    for _ in range(40):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def cut(handler):
+    data = json.dumps(chat_answer()).encode()
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Content-Length", str(len(data)))
+    handler.end_headers()
+    handler.wfile.write(data[: len(data) // 2])
+    handler.wfile.flush()
+    handler.connection.shutdown(socket.SHUT_RDWR)
+    handler.close_connection = True
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.fixture
+def client(server, tmp_path):
+    def make(**options):
+        return RemoteModel(
+            "m",
+            **(
+                {
+                    "base_url": server.url,
+                    "cache": tmp_path / "cache",
+                    "backoff_s": 0.01,
+                    "timeout_s": 5.0,
+                    "api_key": "secret",
+                }
+                | options
+            ),
+        )
+
+    return make
+
+
+def test_replies_in_order(server, client):
+    model = client()
+    assert isinstance(model, ChatModel)
+    replies = model.chat([f"p{i}" for i in range(20)])
+    assert [r.text for r in replies] == [f"echo: p{i}" for i in range(20)]
+    assert replies[0].prompt_tokens == 3 and replies[0].attempts == 1 and not replies[0].cached
+    assert server.bodies[0]["model"] == "m" and server.bodies[0]["_path"] == "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        status(500),
+        status(503),
+        status(429),
+        cut,
+        lambda handler: send(handler, 200, b'{"choices": [{"mess'),
+        lambda handler: send(handler, 200, b"<html>gateway</html>"),
+        {"choices": []},
+        {"choices": None},
+        {"choices": [{"index": 0}]},
+        [1],
+    ],
+    ids=["500", "503", "429", "cut", "truncated", "html", "empty", "none", "no-message", "list"],
+)
+def test_trouble_is_tried_again(server, client, trouble):
+    server.script = lambda body, nth: trouble if nth <= 2 else chat_answer("at last")
+    (reply,) = client().chat(["x"])
+    assert (reply.text, reply.attempts, server.count) == ("at last", 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "reason"),
+    [
+        (status(500, "boom"), "500: .*boom"),
+        (cut, "connection failed or was cut"),
+        (lambda handler: send(handler, 200, b"{"), "no JSON"),
+        ({"choices": []}, "no choices"),
+    ],
+)
+def test_lasting_trouble_is_a_reply_with_a_reason(server, client, trouble, reason):
+    server.script = lambda body, nth: trouble
+    model = client(retries=2)
+    (reply,) = model.chat(["x"])
+    assert reply.text is None and reply.retryable and reply.attempts == 3 == server.count
+    assert re.search(reason, reply.error) and "after 3 tries" in reply.error
+    server.script = lambda body, nth: chat_answer("well again")
+    assert model.chat(["x"])[0].text == "well again"  # failures are not kept
+
+
+@pytest.mark.parametrize("trouble", [slow(1.5), dripping], ids=["slow", "dripping"])
+def test_timeout(server, client, trouble):
+    server.script = lambda body, nth: trouble
+    started = time.monotonic()
+    (reply,) = client(timeout_s=0.3, retries=1).chat(["x"])
+    assert "no answer within 0.3 s" in reply.error and server.count == 2
+    assert time.monotonic() - started < 1.4
+
+
+def test_retry_after_is_honoured(server, client):
+    server.script = lambda body, nth: status(429, "slow down", Retry_After="0.4") if nth == 1 else chat_answer()
+    assert client().chat(["x"])[0].ok
+    assert 0.4 <= server.times[1] - server.times[0] < 1.5
+
+
+def test_too_long_a_pause_is_given_up(server, client):
+    server.script = lambda body, nth: status(429, "slow down", Retry_After="3600")
+    (reply,) = client().chat(["x"])
+    assert "3600" in reply.error and server.count == 1
+
+
+def test_connection_refused(client):
+    (reply,) = client(base_url="http://127.0.0.1:9/v1", retries=1).chat(["x"])
+    assert "connection" in reply.error and reply.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(401, "API key"), (404, "base_url"), (403, "may not use"), (400, "refuses")]
+)
+def test_what_asking_again_cannot_mend_fails_at_once(server, client, code, remedy):
+    server.script = lambda body, nth: status(code, "the server's own words")
+    replies = client(concurrency=1).chat([f"p{i}" for i in range(10)])
+    assert all(not r.ok and not r.retryable and remedy in r.error and "own words" in r.error for r in replies)
+    assert "secret" not in replies[0].error
+    assert server.count == (10 if code == 400 else 1)  # 400 may be about one prompt; the others are about all of them
+
+
+def test_exhausted_quota_is_not_tried_again(server, client):
+    document = {"error": {"message": "pay", "code": "insufficient_quota", "type": "insufficient_quota"}}
+    server.script = lambda body, nth: lambda handler: send(handler, 429, document)
+    assert "quota" in client().chat(["x"])[0].error and server.count == 1
+
+
+def test_cache_survives_a_new_client(server, client):
+    first = client().chat(["a", "b"])
+    again = client().chat(["b", "a", "c"])
+    assert [r.text for r in again] == ["echo: b", "echo: a", "echo: c"]
+    assert [r.cached for r in again] == [True, True, False]
+    assert server.count == 3 and first[0].attempts == 1 and again[1].attempts == 0
+
+
+def test_whole_request_is_the_key(server, client):
+    model = client()
+    model.chat(["a"])
+    model.chat(["a"], temperature=0.5)
+    model.chat(["a"], max_tokens=7)
+    model.chat(["a"], stop=["x"])
+    model.chat(["a"], draws=[1])
+    client(extra={"seed": 3}).chat(["a"])
+    assert server.count == 6 and server.bodies[-1]["seed"] == 3
+    model.chat(["a"], draws=[1])
+    client(api_key="another key, same answers").chat(["a"])
+    assert server.count == 6
+
+
+def test_no_cache(server, client):
+    model = client(cache=False)
+    model.chat(["a"])
+    model.chat(["a"])
+    assert server.count == 2
+
+
+def test_unreadable_cache_entry_is_bought_again(server, client):
+    model = client()
+    model.chat(["a"])
+    for key in list(model._cache):
+        model._cache.set(key, '{"text": ')
+    assert client().chat(["a"])[0].text == "echo: a" and server.count == 2
+    assert client().chat(["a"])[0].cached
+
+
+def test_identical_requests_in_flight_are_sent_once(server, client):
+    def answer(body, nth):
+        time.sleep(0.2)
+        return chat_answer(body["messages"][0]["content"])
+
+    server.script = answer
+    one, two = client(), client()
+    results = []
+    threads = [
+        threading.Thread(target=lambda m=m: results.append(m.chat(["same"] * 5 + ["other"])))
+        for m in (one, one, two, two)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [[r.text for r in replies] for replies in results] == [["same"] * 5 + ["other"]] * 4
+    assert server.count == 2
+    assert sum(not r.cached for replies in results for r in replies) == 2  # who paid
+
+
+def test_deduplication_without_a_disk_cache(server, client):
+    server.script = lambda body, nth: slow(0.2)
+    replies = client(cache=False).chat(["same"] * 8)
+    assert server.count == 1 and all(r.ok for r in replies)
+
+
+def test_concurrency_limit(server, client):
+    server.script = lambda body, nth: slow(0.05)
+    client(concurrency=3).chat([f"p{i}" for i in range(12)])
+    assert server.most_under_way == 3 and server.count == 12
+
+
+def test_inside_a_running_event_loop(server, client):
+    model = client()
+
+    async def main():
+        blocking = model.chat(["a"])
+        awaited = await model.achat(["a", "b"])
+        return [r.text for r in blocking + awaited]
+
+    assert asyncio.run(main()) == ["echo: a", "echo: a", "echo: b"]
+    assert server.count == 2
+
+
+def test_waiting_for_oneself_is_refused(client):
+    async def inside():
+        return client().chat(["a"])
+
+    with pytest.raises(RuntimeError, match="wait for itself"):
+        run(inside())
+
+
+def test_cancelled_call_does_not_send_what_queues(server, client):
+    server.script = lambda body, nth: slow(0.3)
+    model = client(concurrency=2)
+
+    async def main():
+        task = asyncio.create_task(model.achat([f"p{i}" for i in range(50)]))
+        await asyncio.sleep(0.15)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    time.sleep(0.6)
+    assert server.count == 2
+    assert all(r.cached for r in model.chat(["p0", "p1"]))  # what was paid for is kept
+
+
+def test_chat_logprobs(server, client):
+    tokens = [
+        {
+            "token": "yes",
+            "logprob": -0.1,
+            "top_logprobs": [{"token": "yes", "logprob": -0.1}, {"token": "no", "logprob": -2.4}],
+        }
+    ]
+    server.script = lambda body, nth: chat_answer("yes", logprobs={"content": tokens})
+    (reply,) = client().chat(["a"], logprobs=True, top_logprobs=2)
+    assert server.bodies[0]["logprobs"] is True and server.bodies[0]["top_logprobs"] == 2
+    assert reply.logprobs[0].logprob == -0.1 and reply.logprobs[0].top == {"yes": -0.1, "no": -2.4}
+    assert client().chat(["a"], logprobs=True, top_logprobs=2)[0].logprobs == reply.logprobs  # through the cache
+    server.script = lambda body, nth: chat_answer("yes")
+    assert client().chat(["b"], logprobs=True)[0].logprobs is None
+
+
+def test_answer_without_text_is_not_bought_again(server, client):
+    server.script = lambda body, nth: chat_answer(None, finish_reason="content_filter")
+    (reply,) = client().chat(["a"])
+    assert "content_filter" in reply.error and server.count == 1
+
+
+def test_completions(server, client):
+    block = {
+        "tokens": ["4", "2"],
+        "token_logprobs": [-0.5, -0.25],
+        "top_logprobs": [{"4": -0.5}, None],
+        "text_offset": [3, 4],
+    }
+    server.script = lambda body, nth: {"choices": [{"text": "42", "logprobs": block, "finish_reason": "length"}]}
+    (reply,) = client().complete(["x ="], logprobs=1, max_tokens=2)
+    assert server.bodies[0]["_path"] == "/v1/completions" and reply.text == "42"
+    assert [t.logprob for t in reply.logprobs] == [-0.5, -0.25]
+
+
+def test_target_logprobs_by_echo(server, client):
+    block = {
+        "tokens": ["2", "+2", "= ", "4", "!"],
+        "token_logprobs": [None, -1.0, -2.0, -3.0, -9.0],
+        "text_offset": [0, 1, 3, 5, 6],
+    }
+    server.script = lambda body, nth: {"choices": [{"text": "2+2= 4!", "logprobs": block}]}
+    (reply,) = client().target_logprobs(["2+2="], [" 4"])
+    assert server.bodies[0]["echo"] is True
+    assert [(t.token, t.logprob, t.start) for t in reply.logprobs] == [
+        ("= ", -2.0, 0),
+        ("4", -3.0, 1),
+    ]  # "= " straddles
+    assert reply.text == " 4"
+    (whole,) = client().target_logprobs([""], ["2+2= 4"])
+    assert math.isnan(whole.logprobs[0].logprob)
+
+
+def test_target_logprobs_by_vllm_field(server, client):
+    own = [
+        None,
+        {"7": {"logprob": -1.5, "rank": 1, "decoded_token": "+2="}},
+        {"9": {"logprob": -0.5, "decoded_token": "4"}},
+    ]
+    server.script = lambda body, nth: {"choices": [{"text": "z", "prompt_logprobs": own}]}
+    (reply,) = client().target_logprobs(["2+2="], ["4"], style="prompt_logprobs")
+    assert server.bodies[0]["prompt_logprobs"] == 0
+    assert [(t.token, t.logprob) for t in reply.logprobs] == [("4", -0.5)]
+
+
+def test_server_that_scores_no_prompts(server, client):
+    server.script = lambda body, nth: {"choices": [{"text": "z"}]}
+    (reply,) = client().target_logprobs(["a"], ["b"])
+    assert "no log-probabilities" in reply.error and server.count == 1
+
+
+def test_progress(client):
+    seen = []
+    client().chat(["a", "b", "c"], progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_lone_surrogate_is_a_reason(server, client):
+    replies = client().chat(["\ud800", "fine"])
+    assert replies[1].ok and (replies[0].ok or "UTF-8" in replies[0].error)
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 0}, {"timeout_s": 0}, {"retries": -1}])
+def test_wrong_options(client, options):
+    with pytest.raises(ConfigError):
+        client(**options)
+
+
+def test_missing_key_names_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
+        RemoteModel("m", cache=tmp_path).chat(["a"])
+
+
+def test_judge_over_the_wire(server, client):
+    """A dead server gives NaN with a reason, never a number."""
+    server.script = lambda body, nth: (
+        status(500) if "bad" in body["messages"][0]["content"] else chat_answer("Score: 7")
+    )
+    verdicts = judge(client(retries=1), ["good", "bad"], lambda text: float(text.removeprefix("Score: ")))
+    assert verdicts.values[0] == 7 and verdicts.values[1].isnan() and "500" in verdicts.reasons[1]
