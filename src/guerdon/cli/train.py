@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from guerdon.cli import config as settings
 from guerdon.cli.config import RunConfig
+from guerdon.cli.models import resolve_model
 from guerdon.cli.runfolder import last_record, provenance, read_manifest, write_manifest
 from guerdon.errors import ConfigError
 
@@ -89,21 +90,16 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
 
 def resolve_parts(config: RunConfig) -> Parts:
     """Task, starting policy, tokenizer and system; whatever has to be made first (the tiny policy, its PRM) is made and cached."""
-    from guerdon.lm.load import load_tokenizer, materialise
+    from guerdon.lm.load import load_tokenizer
     from guerdon.systems.context import Context, build
     from guerdon.tasks import load_task
 
-    task = load_task(config.task, columns=config.columns)
-    if config.model == "tiny":
-        if config.task.partition(":")[0] != "sums":
-            raise ConfigError(
-                f"the tiny policy only knows the built-in task 'sums'; for task {config.task!r} choose --model smollm2, a hub id or a path"
-            )
-        from guerdon.tasks.tiny import tiny_policy
-
-        policy = tiny_policy()
-    else:
-        policy = materialise(config.model)
+    task = load_task(config.task, **config.columns)
+    if config.model == "tiny" and config.task.partition(",")[0] != "sums":
+        raise ConfigError(
+            f"the tiny policy only knows the built-in task 'sums'; for task {config.task!r} choose --model smollm2, a hub id or a path"
+        )
+    policy = resolve_model(config.model)
     tokenizer = load_tokenizer(policy)
     system = build(config.system, Context(task, tokenizer, policy, config.model))
     if not system.chain:
@@ -114,37 +110,36 @@ def resolve_parts(config: RunConfig) -> Parts:
 def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, console: Console) -> str:
     import torch
 
-    from guerdon.engines.trl import CreditTrainer, Evaluator
+    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    args = grpo_config(config, parts, folder)
     evaluator = Evaluator(
-        rows=parts.task.to_rows("held_out", chat=parts.chat)[: config.eval_prompts],
-        truth=parts.task.true_success,
+        list(parts.task.to_dataset("held_out", chat=parts.chat)),
+        parts.task.true_success,
+        parts.system,
         every=config.eval_every,
-        path=folder / "eval.jsonl",
-        initial_policy=parts.policy if config.kl_to_start else None,
-        group_size=config.group_size if parts.system.scope != "row" else 1,
-        seed=config.seed,
+        samples=config.eval_prompts * (config.group_size if parts.system.scope != "row" else 1),
+        initial_policy=parts.policy,
+        kl=config.kl_to_start,
     )
     trainer = CreditTrainer(
         parts.policy,
         parts.system,
-        args=args,
+        args=grpo_config(config, parts, folder),
         train_dataset=parts.task.to_dataset("train", chat=parts.chat),
         processing_class=parts.tokenizer,
         peft_config=_lora(config),
         truth=parts.task.true_success,
-        evaluator=evaluator,
-        log_folder=folder,
-        log_rollouts_every=config.log_rollouts_every,
+        monitors=[evaluator],
+        rollout_log=RolloutLog(every=config.log_rollouts_every),
+        log_dir=folder,
         callbacks=[] if quiet else [_bar_callback(config, folder, console)],
     )
-    status = trainer.train_or_resume()
-    if status == "done":
+    trainer.train(resume_from_checkpoint=True)
+    if trainer.status == "finished":
         trainer.save_model(str(folder / "policy"))
-    return status
+    return "done" if trainer.status == "finished" else "interrupted"
 
 
 def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:

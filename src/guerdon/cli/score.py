@@ -1,0 +1,143 @@
+"""`guerdon score`: a signal or a system by name, over a file. The work is `guerdon.io.score_file`; here words become parts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from guerdon.cli.models import resolve_model
+from guerdon.errors import ConfigError
+from guerdon.system import System
+from guerdon.systems.spec import parse_scalar, parse_spec
+
+# What a person types -> the factory in guerdon.signals. Keys are the words of the field, not our class names.
+SIGNALS = {
+    "math": "Math",
+    "exact": "Exact",
+    "numeric": "Numeric",
+    "choice": "MultipleChoice",
+    "qa": "QA",
+    "answer_tag": "AnswerTag",
+    "think_format": "ThinkFormat",
+    "length": "Length",
+    "repetition": "Repetition",
+}
+
+
+def score_command(
+    source: Path,
+    target: Path,
+    reward: str,
+    *,
+    prompt: str,
+    completion: str,
+    group: str | None,
+    batch_size: int,
+    model: str | None,
+    sets: Sequence[str],
+    restart: bool,
+    quiet: bool,
+    console: Console,
+) -> None:
+    """Score a file and say how it went. Raises ConfigError for an unknown reward or option, DataError for a broken file."""
+    from guerdon.io import ScoreProgress, score_file
+
+    name, part = reward_by_name(reward, sets)
+    provides = bind_models(part, model)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=quiet) as progress:
+        bar = progress.add_task(name, total=1.0, seen="")
+
+        def show(state: ScoreProgress) -> None:
+            share = (
+                state.fraction if state.fraction is not None else (state.rows / state.total if state.total else None)
+            )
+            progress.update(
+                bar,
+                completed=share or 0.0,
+                seen=f"{state.rows} rows, mean {state.mean:.3f}, {state.failed} without a score",
+            )
+
+        result = score_file(
+            source, target, part, name=name, prompt_column=prompt, completion_column=completion, group_column=group,
+            batch_size=batch_size, provides=provides, config={"model": model}, on_progress=show, restart=restart,
+        )  # fmt: skip
+        progress.update(bar, completed=1.0)
+    if quiet:
+        return
+    resumed = f" ({result.resumed_at} of them by an earlier call)" if result.resumed_at else ""
+    console.print(f"{result.rows} rows{resumed} -> {result.path}", highlight=False)
+    console.print(
+        f"mean reward {result.mean:.4f}; {result.failed} rows have no score, each with its reason in reward_reason",
+        highlight=False,
+    )
+    for line in [
+        *(f"input column {old!r} is kept as {new!r}" for old, new in (result.renamed or {}).items()),
+        *result.problems,
+        *result.notes,
+    ]:
+        console.print(f"note: {escape(line)}", highlight=False)
+
+
+def reward_by_name(spec: str, sets: Sequence[str] = ()) -> tuple[str, Any]:
+    """`math:reference=gold` or a system's spec -> (name, signal or System); `sets` are further key=value options.
+
+    Raises:
+        ConfigError: an unknown name, with the known ones; an unknown option, with the signal's own.
+    """
+    name, options = parse_spec(spec)
+    for pair in sets:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes key=value, got {pair!r}")
+        options[key.strip()] = parse_scalar(value)
+    if name in SIGNALS:
+        from guerdon import signals
+
+        return name, call_with(getattr(signals, SIGNALS[name]), options, name)
+    from guerdon.systems import SYSTEMS, VARIANTS
+    from guerdon.systems.base import builder_of
+
+    if name not in SYSTEMS and name not in VARIANTS:
+        raise ConfigError(
+            f"no reward {name!r}; signals: {', '.join(SIGNALS)}; systems: {', '.join([*SYSTEMS, *VARIANTS])}"
+        )
+    return name, call_with(builder_of(name), options, name)
+
+
+def call_with(factory: Any, options: dict[str, Any], name: str) -> Any:
+    """Call a factory with options, naming its own where one is unknown or missing."""
+    parameters = inspect.signature(factory).parameters
+    unknown = sorted(set(options) - set(parameters))
+    missing = sorted(
+        key for key, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and key not in options
+    )
+    if unknown or missing:
+        problem = f"has no option {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+        raise ConfigError(f"{name} {problem}; its options: {', '.join(parameters)}")
+    return factory(**options)
+
+
+def bind_models(part: Any, model: str | None) -> frozenset[str]:
+    """Load `--model` for every role the reward asks for; returns what that provides."""
+    parts = part.parts() if isinstance(part, System) else [part]
+    roles = sorted({role for inner in parts for role in getattr(inner, "roles", ())})
+    if not roles:
+        return frozenset()
+    if model is None:
+        raise ConfigError(
+            f"this reward reads the model in the role of {', '.join(roles)}: give it with --model (a hub id, a path or smollm2)"
+        )
+    from guerdon.lm import LocalModel
+
+    loaded = LocalModel(resolve_model(model))
+    for inner in parts:
+        for role in getattr(inner, "roles", ()):
+            inner.bind(role, loaded)
+    return frozenset({*roles, *(f"{role}.score" for role in roles)})
