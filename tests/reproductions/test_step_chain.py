@@ -12,7 +12,7 @@ from guerdon.systems.reproductions.step_chain import (
     UsefulSteps,
     Verifier,
     sample,
-    state_centred,
+    state_means,
     to_rollouts,
 )
 
@@ -92,8 +92,9 @@ def test_rollouts_have_one_token_and_one_span_a_step() -> None:
     assert verdict.values[:, 0].tolist() == [float(ok) for ok in right]
 
 
-def test_state_centring_is_over_valid_steps_of_the_same_state() -> None:
-    advantages = torch.tensor([[1.0, 5.0], [3.0, 100.0]])
+def test_the_tabular_critic_is_the_mean_return_of_each_state() -> None:
+    returns = torch.tensor([[1.0, 5.0], [3.0, 100.0]])
     states = torch.tensor([[0, 1], [0, 1]])
     mask = torch.tensor([[True, True], [True, False]])
-    assert state_centred(advantages, states, mask).tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+    before = torch.tensor([9.0, 9.0, 9.0])
+    assert state_means(returns, states, mask, before).tolist() == [2.0, 5.0, 9.0]

@@ -10,8 +10,10 @@ rollouts, as real ones do, not the simulator's memory.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -196,7 +198,7 @@ def sample(policy: nn.Module, task: StepTask, size: int, generator: torch.Genera
 def to_rollouts(episodes: Episodes, task: StepTask, group_size: int, clock: Clock | None = None) -> Rollouts:
     """Episodes as the library sees them: one character per step is one token, and every token is a span of "steps".
 
-    Rows are grouped `group_size` in a row. The sampling policy is also the reference: no KL arises in the first pass.
+    Rows are grouped `group_size` in a row; every prompt has an answer.
     """
     actions, mask, logprobs = episodes
     texts = [
@@ -204,14 +206,13 @@ def to_rollouts(episodes: Episodes, task: StepTask, group_size: int, clock: Cloc
         for row, length in zip(actions.tolist(), mask.sum(1).tolist(), strict=True)
     ]
     groups = torch.arange(len(texts)) // group_size
-    logs = LogProbs(logprobs, 1.0)
     return Rollouts(
         [f"problem {group}" for group in groups.tolist()],
         texts,
         completion_ids=actions,
         completion_mask=mask,
         finished=(task.ends(actions) & mask).any(1),
-        logprobs={"old": logs, "reference": logs},
+        logprobs={"old": LogProbs(logprobs, 1.0)},
         group_ids=groups,
         spans={"steps": Spans.from_ends(mask, mask, "steps")},
         columns={"answer": ["a"] * len(texts)},
@@ -240,14 +241,17 @@ class ScriptedPRM:
 
 @dataclass(frozen=True)
 class Verifier:
-    """Signal: 1 where the task is solved, else 0."""
+    """Signal: 1 where the task is solved, else 0; NaN for a prompt that has no answer to compare with."""
 
     task: StepTask
     scope: ClassVar[str] = "row"
     level: ClassVar[str] = "sequence"
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
-        return Rewards.sequence(self.task.success(_ids(rollouts), rollouts.mask).float(), rollouts)
+        unknown = [answer is None for answer in rollouts.column("answer")]
+        solved = self.task.success(_ids(rollouts), rollouts.mask).float()
+        reasons = ["the prompt has no answer" if missing else None for missing in unknown]
+        return Rewards.sequence(torch.where(torch.tensor(unknown), float("nan"), solved), rollouts, reasons)
 
 
 # --- training ----------------------------------------------------------------------------------------------------------
@@ -268,44 +272,63 @@ class Trace(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """updates, batch (episodes of each update), group_size (rollouts of a prompt), lr; `optimizer` takes (parameters, lr)."""
+    """updates, batch (episodes of each update), group_size (rollouts of a prompt), lr; `optimizer` takes (parameters, lr).
+
+    critic: give the rollouts the values of a tabular critic, for systems that estimate advantages with one.
+    """
 
     updates: int
     batch: int
     group_size: int
     lr: float
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
-    per_state_baseline: bool = False
+    critic: bool = False
 
 
-def state_centred(advantages: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-    """Advantages minus their mean over all steps of the batch taken in the same state: a tabular critic, fitted anew each update.
+def state_means(returns: Tensor, states: Tensor, mask: Tensor, before: Tensor) -> Tensor:
+    """The tabular critic after a batch: the mean return of each state, or its value before where the state did not occur.
 
-    advantages, states, mask: [B, T].
+    returns, states, mask: [B, T]. before: [states]. Returns [states].
     """
-    count = int(states.max()) + 1
     which = states[mask]
-    total = advantages.new_zeros(count).index_add(0, which, advantages[mask])
-    seen = advantages.new_zeros(count).index_add(0, which, torch.ones_like(advantages[mask]))
-    return torch.where(mask, advantages - (total / seen.clamp(min=1))[states], 0.0)
+    total = torch.zeros_like(before).index_add(0, which, returns[mask].to(before))
+    seen = torch.zeros_like(before).index_add(0, which, torch.ones_like(returns[mask]).to(before))
+    return torch.where(seen > 0, total / seen.clamp(min=1), before)
+
+
+def chosen_logprobs(policy: nn.Module, actions: Tensor) -> Tensor:
+    """[B, T]: log pi of each action, given those before it."""
+    return policy(actions).log_softmax(-1).gather(2, actions[..., None])[..., 0]
 
 
 def train(policy: nn.Module, task: StepTask, system: System, how: Training, seed: int) -> Trace:
-    """REINFORCE on the advantages of `system`: the loss is minus the mean over episodes of sum_t A_t log pi(a_t)."""
+    """REINFORCE on the advantages of `system`: the loss is minus the mean over episodes of sum_t A_t log pi(a_t).
+
+    The reference of a KL penalty is the policy as it starts.
+    """
     generator = torch.Generator().manual_seed(seed)
+    reference = deepcopy(policy) if "logprobs.reference" in system.needs else None
     optimizer = how.optimizer(policy.parameters(), lr=how.lr)
     trace = Trace([], [], [])
-    filler = task.actions.index("f")
+    filler, values = task.actions.index("f"), torch.zeros(task.states)
     for step in range(how.updates):
         episodes = sample(policy, task, how.batch, generator)
         rollouts = to_rollouts(episodes, task, how.group_size, Clock(step, how.updates, True, seed))
-        scores = system(rollouts)
+        if reference is not None:
+            known = LogProbs(chosen_logprobs(reference, episodes.actions).detach(), 1.0)
+            rollouts = replace(rollouts, logprobs={**rollouts.logprobs, "reference": known})
+        states = task.states_before(episodes.actions)
+        if how.critic:
+            rollouts = replace(rollouts, values=values[states] * episodes.mask)
+        with warnings.catch_warnings():
+            # A policy that answers at once has one step; here that is the policy's doing, not a wrong delimiter.
+            warnings.filterwarnings("ignore", message="the median completion has one span")
+            scores = system(rollouts)
         system.commit(scores)
-        advantages = scores.advantages
-        if how.per_state_baseline:
-            advantages = state_centred(advantages, task.states_before(episodes.actions), episodes.mask)
-        logprobs = policy(episodes.actions).log_softmax(-1).gather(2, episodes.actions[..., None])[..., 0]
-        loss = -(logprobs * advantages * episodes.mask).sum(1).mean()
+        if how.critic:  # learned from this batch, used from the next one on
+            values = state_means(scores.notes["returns"], states, episodes.mask, values)
+        logprobs = chosen_logprobs(policy, episodes.actions)
+        loss = -(logprobs * scores.advantages * episodes.mask).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
