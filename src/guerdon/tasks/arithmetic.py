@@ -1,17 +1,17 @@
-"""The built-in task "sums": add up different single digits, one partial sum per line.
+"""The built-in task "sums": add up single digits, one partial sum per line.
 
-    prompt      3+5+9+2=?\\n
-    solution    3+5=8\\n          a step: running value + next operand = new running value
-                8+9=17\\n
-                ok so far\\n      filler: says nothing new ("ok so far", "so 17 is 17")
-                17+2=19\\n
+    prompt      a3+b5+c9+d2=?\n
+    solution    3+b5=8\n         a step: running value + next operand = new running value
+                8+c9=17\n
+                ok so far\n      filler: says nothing new ("ok so far", "so 17 is 17")
+                17+d2=19\n
                 #19              the answer, the last line
 
 It is small enough for a policy of under a million parameters and yet has what makes reward designs differ: a wrong step
-can be followed by a right answer (luck, or a second error that cancels the first), lines can be filler, and there is no
-end to the filler one can write. (The digits of a prompt differ so that "which operand is next" can be looked up rather than
-counted, which a tiny model learns much faster.) Every line can be judged exactly, given the lines before it (`label_steps`), which gives
-process reward models their training data and their held-out accuracy.
+can be followed by a right answer (luck, or a second error that cancels the first), lines can be filler, and there is no end
+to the filler one can write. Every line can be judged exactly, given the lines before it (`label_steps`), which gives process
+reward models their training data and their held-out accuracy. Operands carry letters so that the next one can be looked
+up rather than counted out, which a tiny model learns several times faster.
 
 One step is one line, so the delimiter is a single newline, which is one character and therefore one token of the
 tokenizer in `tasks.tiny`; the answer ends with the end-of-sequence token, not with a newline.
@@ -19,7 +19,6 @@ tokenizer in `tasks.tiny`; the answer ends with the end-of-sequence token, not w
 
 from __future__ import annotations
 
-import math
 import random
 import re
 import zlib
@@ -27,33 +26,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from guerdon.errors import ConfigError
+from guerdon.errors import ConfigError, DataError
 from guerdon.signals.verifiable.verdict import Verdict, instrument_failure
 from guerdon.tasks.base import Row, Task
 
 DELIMITER = "\n"
 StepKind = Literal["correct", "wrong", "filler"]
 
-_STEP = re.compile(r"(\d{1,9})\+(\d{1,9})=(\d{1,9})")
+_STEP = re.compile(r"(\d{1,9})\+([a-i])(\d)=(\d{1,9})")
 _ANSWER = re.compile(r"#(\d{1,9})")
 _RESTATE = re.compile(r"so (\d{1,9}) is (\d{1,9})")
 _FILLER = "ok so far"
+LETTERS = "abcdefghi"
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
 
 
 def make_prompt(operands: Sequence[int]) -> str:
-    """The prompt of a sum: ``3+5+9+2=?`` and a newline."""
-    return "+".join(str(n) for n in operands) + "=?\n"
+    """The prompt of a sum of 2 to 9 digits: ``a3+b5+c9+d2=?`` and a newline."""
+    return "+".join(letter + str(n) for letter, n in zip(LETTERS, operands, strict=False)) + "=?\n"
 
 
 def parse_prompt(prompt: str) -> list[int]:
-    """The operands of a prompt of this task. Raises ValueError for any other text."""
-    body = prompt.strip()
-    if not re.fullmatch(r"\d{1,9}(\+\d{1,9})+=\?", body):
-        raise ValueError(f"not a prompt of the task 'sums' (such as '3+5+9=?'): {prompt!r}")
-    return [int(n) for n in body[:-2].split("+")]
+    """The operands of a prompt of this task. Raises DataError for any other text."""
+    operands = [int(digit) for digit in re.findall(r"\d", prompt)]
+    if not 2 <= len(operands) <= len(LETTERS) or prompt.strip() != make_prompt(operands).strip():
+        raise DataError(f"not a prompt of the task 'sums' (such as 'a3+b5+c9=?'): {prompt!r}")
+    return operands
 
 
 def is_held_out(prompt: str) -> bool:
@@ -63,16 +63,16 @@ def is_held_out(prompt: str) -> bool:
 
 
 def sample_operands(rng: random.Random, terms: tuple[int, int] = (3, 4)) -> list[int]:
-    """terms[0]..terms[1] different digits from 1 to 9."""
-    return rng.sample(range(1, 10), rng.randint(*terms))
+    """terms[0]..terms[1] digits from 1 to 9."""
+    return [rng.randint(1, 9) for _ in range(rng.randint(*terms))]
 
 
 def sample_prompts(count: int, rng: random.Random, *, held_out: bool, terms: tuple[int, int] = (3, 4)) -> list[str]:
-    """`count` different prompts of one side of the split, with terms[0]..terms[1] different digits from 1 to 9."""
+    """`count` different prompts of one side of the split, with terms[0]..terms[1] digits from 1 to 9."""
     low, high = terms
     if not 2 <= low <= high <= 9:
-        raise ConfigError(f"terms={terms}: a sum has 2 to 9 different digits, the smaller number first")
-    room = sum(math.perm(9, n) for n in range(low, high + 1)) // 10  # about a tenth is held out
+        raise ConfigError(f"terms={terms}: a sum has 2 to 9 operands, the smaller number first")
+    room = sum(9**n for n in range(low, high + 1)) // 10  # about a tenth is held out
     if count > (room if held_out else 9 * room) * 0.9:
         raise ConfigError(f"{count} different prompts asked for, but only about {room} are held out; ask for fewer")
     found: dict[str, None] = {}
@@ -116,8 +116,9 @@ def label_steps(prompt: str, steps: Sequence[str]) -> list[StepKind]:
     for step in steps:
         kind: StepKind = "wrong"
         if match := _STEP.fullmatch(step):
-            a, b, c = (int(g) for g in match.groups())
-            if not answered and used < len(operands) and a == value and b == operands[used] and a + b == c:
+            a, b, c = int(match[1]), int(match[3]), int(match[4])
+            due = not answered and used < len(operands) and match[2] == LETTERS[used] and b == operands[used]
+            if due and a == value and a + b == c:
                 kind = "correct"
             value, used = c, used + 1
         elif match := _ANSWER.fullmatch(step):
@@ -143,7 +144,7 @@ def split_solution(completion: str) -> list[str]:
 class Noise:
     """How flawed sampled solutions are; every field is a probability.
 
-    wrong_sum: of a sum line stating a wrong total. wrong_operand: of a sum line adding a wrong operand.
+    wrong_sum: of a sum line stating a wrong total. wrong_operand: of a sum line adding a wrong digit.
     wrong_answer: of the answer differing from the value reached. lucky: of an answer after a wrong line being the right
     total all the same. early: of answering before all operands are used. filler: of a filler line before each line
     (drawn again after each, so runs occur). garbage: of a malformed, empty or cut line before each line.
@@ -170,14 +171,14 @@ def solve(operands: Sequence[int], noise: Noise, rng: random.Random) -> list[str
     last = len(operands)
     if rng.random() < noise.early:
         last = rng.randint(1, len(operands) - 1)
-    for operand in operands[1:last]:
+    for letter, operand in zip(LETTERS[1:], operands[1:last], strict=False):
         lines += _interjections(value, noise, rng)
         b = _other_than(operand, rng, 1, 9) if rng.random() < noise.wrong_operand else operand
         total = value + b
         if rng.random() < noise.wrong_sum:
             total = _slip(total, rng)
         slipped |= total != value + operand
-        lines.append(f"{value}+{b}={total}")
+        lines.append(f"{value}+{letter}{b}={total}")
         value = total
     lines += _interjections(value, noise, rng)
     answer = value
@@ -187,7 +188,7 @@ def solve(operands: Sequence[int], noise: Noise, rng: random.Random) -> list[str
         answer = _slip(value, rng)
     lines.append(f"#{answer}")
     while rng.random() < noise.after:
-        again = (_filler_line(value, rng), _filler_line(value, rng), f"#{answer}", f"{value}+1={value + 1}")
+        again = (_filler_line(value, rng), _filler_line(value, rng), f"#{answer}", f"{value}+b1={value + 1}")
         lines.append(rng.choice(again))
     return lines
 
@@ -197,7 +198,11 @@ def _interjections(value: int, noise: Noise, rng: random.Random) -> list[str]:
     while rng.random() < noise.filler:
         lines.append(_filler_line(value, rng))
     if rng.random() < noise.garbage:
-        whole = (f"{value}+{rng.randint(1, 9)}={value + 1}", _filler_line(value, rng), f"so {value} is {value + 1}")
+        whole = (
+            f"{value}+{rng.choice(LETTERS[:5])}{rng.randint(1, 9)}={value + 1}",
+            _filler_line(value, rng),
+            f"so {value} is {value + 1}",
+        )
         line = rng.choice(whole)
         lines.append(rng.choice(("", line[: rng.randint(0, len(line) - 1)], line[::-1], f"{value}")))
     return lines

@@ -5,7 +5,7 @@ times in three, slips, gets lucky and writes filler now and then, so reward desi
 something to hack. It is a plain `transformers` directory (AutoModelForCausalLM, AutoTokenizer).
 
 To be quick on one thread, demonstrations are packed into rows of fixed length (positions start anew and attention stays
-inside each), and the first part of the training sees clean solutions, because flaws make the arithmetic slow to learn.
+inside each), and the first part of the training shows no errors, because they make the arithmetic slow to learn.
 Simplifications: loss on the solutions only, AdamW with a cosine schedule, no validation during training.
 """
 
@@ -74,21 +74,21 @@ class TinyConfig:
 @dataclass(frozen=True)
 class WarmStart:
     """The warm-start's settings: `steps` updates on `rows` rows of `row_tokens` tokens, packed with demonstrations; the
-    first `clean` of them without noise.
+    first `clean` of them without errors (filler there is from the start).
 
-    The noise is what the policy ends up imitating: roughly a third of the solutions end wrong.
+    The noise is what the policy ends up imitating; with its own mistakes, about four solutions in ten end wrong.
     """
 
     steps: int = 600
-    rows: int = 8
+    rows: int = 6
     row_tokens: int = 128
-    clean: float = 0.75
+    clean: float = 0.6
     lr: float = 3e-3
     warmup: int = 30
     weight_decay: float = 0.01
     terms: tuple[int, int] = (3, 4)
     noise: Noise = field(
-        default_factory=lambda: Noise(wrong_sum=0.09, wrong_operand=0.02, wrong_answer=0.03, lucky=0.25, filler=0.12)
+        default_factory=lambda: Noise(wrong_sum=0.06, wrong_operand=0.01, wrong_answer=0.02, lucky=0.25, filler=0.12)
     )
 
 
@@ -139,7 +139,7 @@ def warm_start_policy(
     optimizer = adamw(model.parameters(), settings.lr, settings.weight_decay)
     model.train()
     for step in progress(settings.steps, "warm-starting the tiny policy"):
-        noise = settings.noise if step >= settings.clean * settings.steps else arithmetic.NO_NOISE
+        noise = settings.noise if step >= settings.clean * settings.steps else Noise(filler=settings.noise.filler)
         packed = pack_rows(tokenizer, partial(demonstration, noise), settings.rows, settings.row_tokens)
         schedule.apply(optimizer, step)
         logits = model(
@@ -234,7 +234,7 @@ def sample_statistics(
     inputs = tokenizer([row["prompt"] for row in rows], return_tensors="pt", padding=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        output: Any = model.generate(
+        output = generator.generate(
             **inputs, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=task.max_completion_length
         )
     ids = output[:, inputs["input_ids"].shape[1] :]
