@@ -1,0 +1,95 @@
+"""Configuration: flags over file over defaults, errors that name key and value, specs, and runs that may be continued."""
+
+import pytest
+
+from guerdon.cli.config import CompareConfig, RunConfig, check_same, resolve, save, slug
+from guerdon.cli.main import split_specs
+from guerdon.errors import ConfigError
+from guerdon.systems.spec import parse_spec
+
+
+def test_flags_win_over_the_file_and_sets_nest(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("system: pure\nsteps: 10\ngrpo: {num_iterations: 2}\n")
+    config = resolve(RunConfig, file, {"steps": 20, "seed": None}, ["grpo.epsilon=1e-1", "columns.prompt=question"])
+    assert (config.system, config.steps, config.seed) == ("pure", 20, 0)
+    assert config.grpo == {"num_iterations": 2, "epsilon": 0.1}
+    assert config.columns == {"prompt": "question"}
+
+
+def test_a_saved_configuration_is_a_configuration(tmp_path):
+    config = RunConfig(system="pure:credit=sum", steps=7, learning_rate=1e-3, grpo={"top_k": 5})
+    save(config, tmp_path)
+    assert resolve(RunConfig, tmp_path / "config.yaml", {}, []) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": -1}, r"steps: .*greater than or equal to 0.*\(got -1\)"),
+        ({"stepz": 3}, r"stepz: Extra inputs.*\n?.*known settings: .*steps"),
+        ({"temperature": 0}, "temperature"),
+    ],
+)
+def test_wrong_settings_name_key_and_value(values, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(RunConfig, None, values, [])
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("- pure\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        resolve(RunConfig, file, {}, [])
+    with pytest.raises(ConfigError, match="cannot read the configuration"):
+        resolve(RunConfig, tmp_path / "none.yaml", {}, [])
+
+
+def test_a_folder_continues_only_the_same_run(tmp_path):
+    config = RunConfig(steps=5, out=str(tmp_path))
+    assert check_same(config, tmp_path, restart=False) == "new"
+    save(config, tmp_path)
+    assert check_same(config.model_copy(update={"threads": 2}), tmp_path, restart=False) == "continue"
+    with pytest.raises(ConfigError, match="steps: 5 -> 6"):
+        check_same(config.model_copy(update={"steps": 6}), tmp_path, restart=False)
+    assert check_same(config.model_copy(update={"steps": 6}), tmp_path, restart=True) == "new"
+
+
+def test_a_comparison_is_every_system_with_every_seed_in_folders_of_their_own():
+    config = CompareConfig(systems=["outcome", "pure:credit=sum"], seeds=2, seed=3, steps=4, out="x")
+    runs = config.runs()
+    assert [(run.system, run.seed) for run in runs] == [
+        ("outcome", 3),
+        ("pure:credit=sum", 3),
+        ("outcome", 4),
+        ("pure:credit=sum", 4),
+    ]
+    assert len({run.out for run in runs}) == 4 and runs[1].out == "x/pure-credit-sum/seed3"
+    assert all(run.steps == 4 for run in runs)
+
+
+def test_specs():
+    assert parse_spec("pure") == ("pure", {})
+    name, options = parse_spec("pure:credit=sum,temperature=1e-2,adv_norm=false,prm=org/model-7B,weights=[1, 2]")
+    assert name == "pure"
+    assert options == {
+        "credit": "sum",
+        "temperature": 0.01,
+        "adv_norm": False,
+        "prm": "org/model-7B",
+        "weights": [1, 2],
+    }
+    with pytest.raises(ConfigError, match="key=value"):
+        parse_spec("pure:sum")
+
+
+def test_one_comma_separated_list_of_specs():
+    assert split_specs("outcome,pure:credit=sum,temperature=0.1,rlpr") == [
+        "outcome",
+        "pure:credit=sum,temperature=0.1",
+        "rlpr",
+    ]
+
+
+def test_slugs_are_folder_names():
+    assert slug("pure:credit=sum,prm=a/b") == "pure-credit-sum-prm-a-b"
