@@ -46,7 +46,10 @@ class ProxyRewardModel:
 
 
 def to_rollouts(s: Tensor, mean: float, references: list[float], clock: Clock) -> Rollouts:
-    """Answers s [B] of a policy N(mean, 1), all to one prompt, whose reference answers scored `references`."""
+    """Answers s [B] of a policy N(mean, 1), all to one prompt, whose reference answers scored `references`.
+
+    The critic's values are 0: with one prompt and one token a constant critic cancels when advantages are whitened.
+    """
     size = len(s)
     return Rollouts(
         ["the problem"] * size,
@@ -58,6 +61,7 @@ def to_rollouts(s: Tensor, mean: float, references: list[float], clock: Clock) -
             "old": LogProbs(log_density(s, mean)[:, None], 1.0),
             "reference": LogProbs(log_density(s, REFERENCE_MEAN)[:, None], 1.0),
         },
+        values=torch.zeros(size, 1),
         group_ids=torch.zeros(size, dtype=torch.long),
         columns={"s": s.tolist(), "ref_rewards": [references] * size},
         clock=clock,

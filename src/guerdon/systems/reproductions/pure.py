@@ -168,12 +168,8 @@ def reproduce(budget: Budget) -> Reproduction:
 
 
 def _filler_claim(policy: str, runs: dict[tuple[str, str, str], list[Trace]]) -> Claim:
-    summed = [
-        run.final("fillers", LAST) > 10 and run.final("solved", LAST) < 0.1 for run in runs[policy, "sum", ""]
-    ]
-    smallest = [
-        run.final("fillers", LAST) < 1 and run.final("solved", LAST) > 0.9 for run in runs[policy, "min", ""]
-    ]
+    summed = [run.final("fillers", LAST) > 10 and run.final("solved", LAST) < 0.1 for run in runs[policy, "sum", ""]]
+    smallest = [run.final("fillers", LAST) < 1 and run.final("solved", LAST) > 0.9 for run in runs[policy, "min", ""]]
     return Claim(
         f"{policy} policy: sum-form ends with more than 10 fillers and under 0.1 solved, min-form with less than 1 filler and "
         "over 0.9 solved, each in at least 4 of 5 seeds",
