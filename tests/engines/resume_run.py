@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from engine_kit import Letters, dataset, grpo_config, plain_system  # noqa: E402
+from engine_kit import Letters, dataset, grpo_config, plain_system
 
-from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog  # noqa: E402
+from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog
 
 
 class Drifting(Letters):
