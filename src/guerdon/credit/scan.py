@@ -37,6 +37,11 @@ def reverse_linear_scan(coefficients: Tensor, inputs: Tensor) -> Tensor:
     return b
 
 
+def _discounts(mask: Tensor, factor: float) -> Tensor:
+    """[B, T] float64: `factor` at valid positions, 1 at masked ones."""
+    return torch.ones_like(mask, dtype=torch.float64).masked_fill(mask, factor)
+
+
 def suffix_sum(values: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     """Returns: the discounted sum of rewards from each position on.
 
@@ -55,7 +60,7 @@ def suffix_sum(values: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     if gamma == 1.0:
         returns = rewards.flip(1).cumsum(1).flip(1)
     else:
-        returns = reverse_linear_scan(torch.where(mask, gamma, 1.0).double(), rewards)
+        returns = reverse_linear_scan(_discounts(mask, gamma), rewards)
     return torch.where(mask, returns, 0.0).to(values.dtype)
 
 
@@ -100,6 +105,6 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     held = reverse_linear_scan((~mask).double(), value)  # V at this position, or at the next valid one
     following = torch.cat([held[:, 1:], held.new_zeros(len(held), min(1, held.shape[1]))], 1)
     delta = torch.where(mask, reward + gamma * following - value, 0.0)
-    advantages = reverse_linear_scan(torch.where(mask, gamma * lam, 1.0).double(), delta)
+    advantages = reverse_linear_scan(_discounts(mask, gamma * lam), delta)
     advantages = torch.where(mask, advantages, 0.0).to(rewards.dtype)
     return advantages, suffix_sum(rewards, mask, gamma)
