@@ -20,14 +20,23 @@ from typing import Any
 
 from guerdon.signals.verifiable import MathOptions, check_math
 
-FORMS = ("{}", "${}$", "\\boxed{{{}}}", "The answer is {}.", "Answer: {}", "First 3 + 4 = 7, and so on.\nThus \\boxed{{{}}}.")
+FORMS = (
+    "{}",
+    "${}$",
+    "\\boxed{{{}}}",
+    "The answer is {}.",
+    "Answer: {}",
+    "First 3 + 4 = 7, and so on.\nThus \\boxed{{{}}}.",
+)
 
 
 def plain_pairs(count: int, rng: random.Random) -> list[tuple[str, str]]:
     """(answer, reference) pairs of plain numbers and fractions, all different, half of them right."""
     pairs = []
     for i in range(count):
-        value = rng.choice([f"{i + 1}", f"{i * 1000:,}", f"{i}.{rng.randint(0, 9)}5", f"{i + 1}/{rng.randint(2, 9)}", f"-{i + 1}"])
+        value = rng.choice(
+            [f"{i + 1}", f"{i * 1000:,}", f"{i}.{rng.randint(0, 9)}5", f"{i + 1}/{rng.randint(2, 9)}", f"-{i + 1}"]
+        )
         pairs.append((rng.choice(FORMS).format(value), value if i % 2 else f"{i + count}"))
     return pairs
 
@@ -37,7 +46,15 @@ def expression_pairs(count: int, rng: random.Random) -> list[tuple[str, str]]:
     pairs = []
     for i in range(count):
         a, b = i + 2, rng.randint(2, 9)
-        pairs.append(rng.choice([(f"\\boxed{{(x+{a})^2}}", f"x^2 + {2 * a}x + {a * a}"), (f"$\\frac{{\\sqrt{{{a}}}}}{{{b}}}$", f"\\sqrt{{{a}}}/{b}"), (f"${a}\\pi + {b}$", f"{b} + \\pi \\cdot {a}")]))
+        pairs.append(
+            rng.choice(
+                [
+                    (f"\\boxed{{(x+{a})^2}}", f"x^2 + {2 * a}x + {a * a}"),
+                    (f"$\\frac{{\\sqrt{{{a}}}}}{{{b}}}$", f"\\sqrt{{{a}}}/{b}"),
+                    (f"${a}\\pi + {b}$", f"{b} + \\pi \\cdot {a}"),
+                ]
+            )
+        )
     return pairs
 
 
@@ -56,17 +73,31 @@ def peer(pairs: list[tuple[str, str]]) -> list[float]:
     from math_verify import parse, verify
 
     return [
-        float(verify(parse(f"${reference}$", parsing_timeout=None), parse(answer, parsing_timeout=None), timeout_seconds=None))
+        float(
+            verify(
+                parse(f"${reference}$", parsing_timeout=None), parse(answer, parsing_timeout=None), timeout_seconds=None
+            )
+        )
         for answer, reference in pairs
     ]
 
 
 def ours(pairs: list[tuple[str, str]], options: MathOptions) -> list[float]:
     """Our verdicts of the pairs."""
-    return [verdict.value for verdict in check_math([answer for answer, _ in pairs], [reference for _, reference in pairs], options)]
+    return [
+        verdict.value
+        for verdict in check_math([answer for answer, _ in pairs], [reference for _, reference in pairs], options)
+    ]
 
 
-def run(json_path: str | Path | None = None, *, plain: int = 1000, expressions: int = 150, rounds: int = 3, workers: int | None = None) -> dict[str, Any]:
+def run(
+    json_path: str | Path | None = None,
+    *,
+    plain: int = 1000,
+    expressions: int = 150,
+    rounds: int = 3,
+    workers: int | None = None,
+) -> dict[str, Any]:
     """Run the benchmark.
 
     Args:
@@ -77,16 +108,22 @@ def run(json_path: str | Path | None = None, *, plain: int = 1000, expressions: 
         workers: pool processes; None = CPUs, at most 8.
 
     Returns:
-        pairs per second of each side, their ratios, and on how many pairs the two sides agree.
+        pairs per second of each side, their ratios, and the pairs on which the two sides disagree.
     """
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     rng = random.Random(0)
     options = MathOptions(workers=workers, timeout_s=30.0)
     numbers, algebra = plain_pairs(plain, rng), expression_pairs(expressions, rng)
-    peer(numbers[:5] + algebra[:20]), ours(algebra[:20], options)  # imports, tables and worker processes are not what is measured
+    (
+        peer(numbers[:5] + algebra[:20]),
+        ours(algebra[:20], options),
+    )  # imports, tables and worker processes are not what is measured
 
-    numbers_agree = sum(a == b for a, b in zip(ours(numbers, options), peer(numbers), strict=True))
-    algebra_agree = sum(a == b for a, b in zip(ours(algebra, options), peer(algebra), strict=True))
+    differ = [
+        pair
+        for pair, a, b in zip(numbers + algebra, ours(numbers + algebra, options), peer(numbers + algebra), strict=True)
+        if a != b
+    ]
     peer_plain, fast_plain = seconds(lambda: peer(numbers), rounds), seconds(lambda: ours(numbers, options), rounds)
     # One round: sympy's caches make every repetition of the same expressions unlike a first meeting, on both sides.
     fresh = expression_pairs(2 * expressions, random.Random(1))[expressions:]
@@ -95,23 +132,37 @@ def run(json_path: str | Path | None = None, *, plain: int = 1000, expressions: 
     repeated = (more[: len(more) // 8] * 8)[: len(more)]
     distinct_s, repeated_s = seconds(lambda: ours(more, options), 1), seconds(lambda: ours(repeated, options), 1)
 
-    result = {
+    result: dict[str, Any] = {
         "name": "math",
-        "plain": {"pairs": plain, "ours_per_s": plain / fast_plain, "math_verify_per_s": plain / peer_plain, "ratio": peer_plain / fast_plain, "agree": numbers_agree},
+        "plain": {
+            "pairs": plain,
+            "ours_per_s": plain / fast_plain,
+            "math_verify_per_s": plain / peer_plain,
+            "ratio": peer_plain / fast_plain,
+        },
         "expressions": {
             "pairs": expressions,
             "workers": options.pool().size,
             "ours_per_s": expressions / pool_slow,
             "math_verify_per_s": expressions / peer_slow,
             "ratio": peer_slow / pool_slow,
-            "agree": algebra_agree,
         },
+        # "The answer is 3/7.": math-verify reads the float 3/7.0 and calls it wrong, we take the full stop for one.
+        "verdicts_that_differ": [list(pair) for pair in differ],
         "deduplication": {"pairs": len(repeated), "each_repeated": 8, "ratio": distinct_s / repeated_s},
     }
+    for kind in ("plain", "expressions"):
+        row = result[kind]
+        print(
+            f"{kind:12s} ours {row['ours_per_s']:10.0f}/s   math-verify {row['math_verify_per_s']:8.0f}/s   ratio {row['ratio']:6.2f}"
+        )
+    print(
+        f"every pair eight times: {result['deduplication']['ratio']:.1f} times faster than all different; verdicts that differ: {len(differ)}"
+    )
     if json_path is not None:
         Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1] if len(sys.argv) > 1 else None), indent=2))
+    run(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 
 import pytest
-from guerdon.signals.verifiable.extraction import after_marker, answer_window, extractor, last_boxed, last_number, last_tag
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guerdon.signals.verifiable.extraction import (
+    after_marker,
+    answer_window,
+    extractor,
+    last_boxed,
+    last_number,
+    last_tag,
+)
 from guerdon.signals.verifiable.layout import (
     answer_tag_format,
     format_reward,
@@ -25,8 +35,6 @@ from guerdon.signals.verifiable.text_match import (
     squad_normalise,
 )
 from guerdon.signals.verifiable.verdict import Verdict, any_of
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize(
@@ -175,14 +183,20 @@ def test_other_layouts() -> None:
     assert answer_tag_format("x <answer>4</answer>") == 1.0 and answer_tag_format("<answer> </answer>") == 0.0
     assert think_format("<think>a</think>b") == 1.0
     assert think_format("a</think>b", opened_by_prompt=True) == 1.0
-    assert think_format("<think>a</think> ") == 0.0 and think_format("<think>\n</think>b") == 0.0 and think_format("x<think>a</think>b") == 0.0
+    assert (
+        think_format("<think>a</think> ") == 0.0
+        and think_format("<think>\n</think>b") == 0.0
+        and think_format("x<think>a</think>b") == 0.0
+    )
     with pytest.raises(ValueError, match="R1_nothink"):
         format_reward("", "r1")  # type: ignore[arg-type]
 
 
 def test_repetition() -> None:
     assert repetition_penalty("a " * 10, 10, 1) == 0, "at most window_size words gives 0 whatever the limit"
-    assert repetition_penalty("a " * 15, 10, 6) == -1 and repetition_penalty("a " * 14, 10, 6) == 0  # 6 and 5 overlapping windows
+    assert (
+        repetition_penalty("a " * 15, 10, 6) == -1 and repetition_penalty("a " * 14, 10, 6) == 0
+    )  # 6 and 5 overlapping windows
     assert repetition_penalty("a_b " * 6, 2, 6) == -1 and repetition_penalty("a_b " * 5, 2, 6) == 0
     assert repetition_penalty("", 10, 6) == 0
     assert repeated_fraction("a b a b a b", 2) == pytest.approx(1 - 2 / 5)
@@ -190,7 +204,11 @@ def test_repetition() -> None:
 
 
 def test_length() -> None:
-    assert length_reward(50, target=100) == -0.5 and length_reward(300, target=100) == -1.0 and length_reward(100, target=100) == 0.0
+    assert (
+        length_reward(50, target=100) == -0.5
+        and length_reward(300, target=100) == -1.0
+        and length_reward(100, target=100) == 0.0
+    )
     assert [length_reward(n, cap=100, buffer=20) for n in (80, 90, 100, 120)] == [0.0, -0.5, -1.0, -1.0]
     assert [length_reward(n, cap=100) for n in (100, 101)] == [0.0, -1.0]
     with pytest.raises(ValueError, match="exactly one"):

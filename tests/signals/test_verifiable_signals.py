@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import guerdon.signals
 import pytest
 import torch
+
+import guerdon.signals
 from guerdon import CapabilityError, MissingColumn, Rollouts, Scores, System
 from guerdon.signals import (
     QA,
@@ -59,7 +60,10 @@ def test_a_missing_reference_is_unknown_with_a_reason(signal: TextSignal, missin
 
 
 def test_several_references_any_match() -> None:
-    assert values(Math(), texts(["\\boxed{7}"] * 3, answer=[["5", "7"], ["5", "6"], ["5", "\\frac{1}{"]]))[:2] == [1.0, 0.0]
+    assert values(Math(), texts(["\\boxed{7}"] * 3, answer=[["5", "7"], ["5", "6"], ["5", "\\frac{1}{"]]))[:2] == [
+        1.0,
+        0.0,
+    ]
     assert values(Exact(), texts(["b", "c"], answer=[["a", "b"]] * 2)) == [1.0, 0.0]
     assert values(Numeric(), texts(["it is 3"], answer=[torch.tensor([1.0, 3.0])])) == [1.0]
     assert values(QA(), texts(["red dog"], answer=[["cat", "the dog"]])) == [pytest.approx(2 / 3)]
@@ -72,7 +76,10 @@ def test_extraction_options() -> None:
     assert values(Math(extract="boxed"), texts(["\\boxed{1} then 2", "2"], answer=["2", "2"])) == [0.0, 0.0]
     assert values(Math(extract="last_number"), texts(["first 3 then 1,000 apples"], answer=["1000"])) == [1.0]
     assert values(Exact(extract=lambda text: text.split()[-1]), texts(["a b"], answer=["b"])) == [1.0]
-    assert values(Math(extract="tag"), texts(["<answer>12 apples</answer>", "<answer>The answer is 12.</answer>"], answer=["12"] * 2)) == [1.0, 1.0]
+    assert values(
+        Math(extract="tag"),
+        texts(["<answer>12 apples</answer>", "<answer>The answer is 12.</answer>"], answer=["12"] * 2),
+    ) == [1.0, 1.0]
 
 
 def test_numeric_without_an_answer_still_sees_a_broken_reference() -> None:
@@ -120,7 +127,9 @@ def test_formats_length_repetition() -> None:
     assert values(Repetition(rule="ngram", n=1), texts(["a a a b"])) == [-0.5]
     with pytest.raises(CapabilityError, match="unit='char'"):
         Length(cap=10)(rollouts)
-    tokens = Rollouts([""], ["abc"], completion_ids=torch.tensor([[1, 2, 3, 0]]), completion_mask=torch.tensor([[1, 1, 1, 0]]))
+    tokens = Rollouts(
+        [""], ["abc"], completion_ids=torch.tensor([[1, 2, 3, 0]]), completion_mask=torch.tensor([[1, 1, 1, 0]])
+    )
     assert values(Length(target=6), tokens) == [-0.5]
 
 
@@ -140,8 +149,18 @@ def test_bad_options_are_refused_at_construction(make: Any) -> None:
 def test_as_a_trl_reward_function() -> None:
     reward = Math().as_reward_func()
     assert reward.__name__ == "math"
-    chat = [[{"role": "assistant", "content": "\\boxed{4}"}], [{"role": "tool", "content": "4"}, {"role": "assistant", "content": [{"type": "text", "text": "5"}]}], []]
-    assert reward(prompts=["", "", ""], completions=chat, completion_ids=[[1], [2], []], answer=["4", "4", "4"], trainer_state=None) == [1.0, 0.0, 0.0]
+    chat = [
+        [{"role": "assistant", "content": "\\boxed{4}"}],
+        [{"role": "tool", "content": "4"}, {"role": "assistant", "content": [{"type": "text", "text": "5"}]}],
+        [],
+    ]
+    assert reward(
+        prompts=["", "", ""],
+        completions=chat,
+        completion_ids=[[1], [2], []],
+        answer=["4", "4", "4"],
+        trainer_state=None,
+    ) == [1.0, 0.0, 0.0]
     assert reward(prompts=[""], completions=["4"], answer=[None]) == [None]
     assert Length(cap=2).as_reward_func()(prompts=[""], completions=["abc"], completion_ids=[[1, 2, 3]]) == [-1.0]
     with pytest.raises(MissingColumn, match="gold"):

@@ -11,9 +11,12 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
 from guerdon.signals.verifiable import MathOptions, check_math, verify_math
 from guerdon.signals.verifiable.pool import WorkerPool, WorkerStartError
 
@@ -66,7 +69,9 @@ def test_a_hang_is_killed_in_time_and_others_go_on(pool: WorkerPool) -> None:
     assert [reply.get("echo") for reply in replies[1:-1]] == [str(i) for i in range(20)]
     assert replies[0] == replies[-1] == {"failed": "no verdict within 0.5 s"}
     again = pool.map([{"do": "b"}])[0]["pid"]
-    assert running(again) and (first == again or not running(first)), "a hung worker must be gone, not left burning a core"
+    assert running(again) and (first == again or not running(first)), (
+        "a hung worker must be gone, not left burning a core"
+    )
 
 
 def test_a_broken_reply_is_a_crash_and_an_idle_death_is_nobodys_failure(pool: WorkerPool) -> None:
@@ -151,12 +156,19 @@ def test_a_script_without_main_guard_runs_once(tmp_path: Path) -> None:
 def test_repeated_pairs_are_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     original = WorkerPool.map
-    monkeypatch.setattr(WorkerPool, "map", lambda self, tasks: asked.append(len(tasks)) or original(self, tasks))
+
+    def counting(self: WorkerPool, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        asked.append(len(tasks))
+        return original(self, tasks)
+
+    monkeypatch.setattr(WorkerPool, "map", counting)
     verdicts = check_math(["$2^3$", "$3^2$"] * 8, ["8"] * 16, OPTIONS)
     assert [v.value for v in verdicts] == [1.0, 0.0] * 8
     assert asked == [2]
 
 
 def test_a_worker_out_of_memory_is_an_instrument_failure() -> None:
-    verdict = verify_math("$\\binom{4000000000}{5} + 10^{2000000000}$", "5", MathOptions(timeout_s=3.0, workers=1, memory_mb=512))
+    verdict = verify_math(
+        "$\\binom{4000000000}{5} + 10^{2000000000}$", "5", MathOptions(timeout_s=3.0, workers=1, memory_mb=512)
+    )
     assert math.isnan(verdict.value) and verdict.reason

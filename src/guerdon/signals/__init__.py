@@ -6,6 +6,8 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "guerdon.signals.learned.prm": ("StepClassifier",),
+    "guerdon.signals.learned.scalar": ("RewardModel",),
     "guerdon.signals.text": ("TextSignal", "text_signal"),
     "guerdon.signals.verifiable": (
         "AnswerTag",
@@ -24,7 +26,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605
+__all__ = sorted(_HOME_OF)
 
 
 def __getattr__(name: str) -> Any:

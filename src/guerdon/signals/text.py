@@ -1,8 +1,8 @@
 """TextSignal: a function of completions' texts as a signal, and as a TRL reward function.
 
-    length = text_signal(lambda completion: -len(completion) / 1000)
-    System(signals={"short": length}, ...)                              # the protocol: (Rollouts, Scores) -> Rewards
-    GRPOTrainer(..., reward_funcs=[length.as_reward_func()])            # alone, without a System
+length = text_signal(lambda completion: -len(completion) / 1000)
+System(signals={"short": length}, ...)                              # the protocol: (Rollouts, Scores) -> Rewards
+GRPOTrainer(..., reward_funcs=[length.as_reward_func()])            # alone, without a System
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def completion_text(completion: Any) -> str:
     """The text of a completion: itself, or what the last assistant message of a conversation says."""
     if isinstance(completion, str):
         return completion
-    messages = [message for message in completion if message.get("role", "assistant") == "assistant" and message.get("content")]
+    messages = [
+        message for message in completion if message.get("role", "assistant") == "assistant" and message.get("content")
+    ]
     content = messages[-1]["content"] if messages else ""
     if isinstance(content, str):
         return content
@@ -66,16 +68,23 @@ class TextSignal:
         columns = {name: rollouts.column(name) for name in self.columns}
         if self.counts_tokens:
             if not rollouts.has_tokens:
-                raise CapabilityError(f"{self!r} counts tokens and these rollouts are texts only; use unit='char' or 'word'")
+                raise CapabilityError(
+                    f"{self!r} counts tokens and these rollouts are texts only; use unit='char' or 'word'"
+                )
             columns[TOKENS] = rollouts.lengths.tolist()
         verdicts = self._verdicts(rollouts.completions, columns)
-        return Rewards.sequence([verdict.value for verdict in verdicts], rollouts, [verdict.reason for verdict in verdicts])
+        return Rewards.sequence(
+            [verdict.value for verdict in verdicts], rollouts, [verdict.reason for verdict in verdicts]
+        )
 
     def _verdicts(self, texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
         verdicts = list(self.check(texts, columns)) if texts else []
         if len(verdicts) != len(texts):
             raise ValueError(f"{self!r} returned {len(verdicts)} verdicts for {len(texts)} completions")
-        return [v if v.reason or not v.failed else Verdict(v.value, f"{self.name} returned NaN without a reason") for v in verdicts]
+        return [
+            v if v.reason or not v.failed else Verdict(v.value, f"{self.name} returned NaN without a reason")
+            for v in verdicts
+        ]
 
     def as_reward_func(self) -> Callable[..., list[float | None]]:
         """An entry for TRL's `reward_funcs`: (prompts, completions, **columns) -> B floats, None where the instrument failed.
@@ -83,14 +92,18 @@ class TextSignal:
         Reasons have no place in that interface; a System under `guerdon.engines.trl` keeps them.
         """
 
-        def reward(prompts: Sequence[Any] | None = None, completions: Sequence[Any] = (), **columns: Any) -> list[float | None]:
+        def reward(
+            prompts: Sequence[Any] | None = None, completions: Sequence[Any] = (), **columns: Any
+        ) -> list[float | None]:
             for name in self.columns:
                 if name not in columns:
                     raise MissingColumn(name, [key for key, value in columns.items() if isinstance(value, list)])
             given = {name: columns[name] for name in self.columns}
             if self.counts_tokens:
                 if columns.get("completion_ids") is None:
-                    raise CapabilityError(f"{self!r} counts tokens and was called without completion_ids; use unit='char' or 'word'")
+                    raise CapabilityError(
+                        f"{self!r} counts tokens and was called without completion_ids; use unit='char' or 'word'"
+                    )
                 given[TOKENS] = [len(ids) for ids in columns["completion_ids"]]
             verdicts = self._verdicts([completion_text(completion) for completion in completions], given)
             return [None if math.isnan(verdict.value) else float(verdict.value) for verdict in verdicts]
@@ -99,7 +112,9 @@ class TextSignal:
         return reward
 
 
-def text_signal(function: Callable[..., float | Verdict], *, columns: Sequence[str] = (), name: str | None = None) -> TextSignal:
+def text_signal(
+    function: Callable[..., float | Verdict], *, columns: Sequence[str] = (), name: str | None = None
+) -> TextSignal:
     """Lift a function of one row to a signal.
 
     Args:

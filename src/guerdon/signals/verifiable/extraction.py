@@ -6,6 +6,7 @@ Nothing here parses mathematics: a rule returns the answer's text, or None where
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,6 +16,10 @@ Extract = Literal["boxed", "tag", "last_number"] | str | Callable[[str], str | N
 _NUMBER = re.compile(r"(?<![\d.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<![\d.])[-+]?\.\d+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _ANSWER_OPEN, _ANSWER_CLOSE = "<answer>", "</answer>"
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
 
 
 def answer_window(text: str, max_chars: int) -> str:
@@ -34,9 +39,7 @@ def answer_window(text: str, max_chars: int) -> str:
 
 def last_boxed(text: str) -> str | None:
     r"""Content of the last `\boxed{...}` (or `\fbox{...}`) with balanced braces; None where there is none or it never closes."""
-    opening = None
-    for opening in _BOX.finditer(text):
-        pass
+    opening = _last(_BOX, text)
     if opening is None:
         return None
     depth = 1
@@ -59,9 +62,7 @@ def last_tag(text: str) -> str | None:
 
 def last_number(text: str, max_chars: int = 4096) -> str | None:
     """The last number written in digits within the last `max_chars` characters, its thousands separators removed."""
-    found = None
-    for found in _NUMBER.finditer(text[-max_chars:].replace("\u2212", "-")):
-        pass
+    found = _last(_NUMBER, text[-max_chars:].replace("\u2212", "-"))
     return found.group().replace(",", "").lstrip("+") if found else None
 
 

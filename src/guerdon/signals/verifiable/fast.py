@@ -33,7 +33,9 @@ _WHOLE = re.compile(rf"\s*(?:({_DECIMAL}|{_SLASH}|{_FRAC})|\$({_DELIMITED})\$\.?
 _BOX_CONTENT = re.compile(rf"\\boxed\{{\s*({_DELIMITED})\s*\}}", re.ASCII)
 _REFERENCE = re.compile(rf"\s*(?:({_DELIMITED})|\$({_DELIMITED})\$|\\boxed\{{({_DELIMITED})\}})\s*", re.ASCII)
 _TAIL = re.compile(rf"answer(?: is)?(:?) (?:({_DECIMAL}|{_SLASH})|\$({_DELIMITED})\$)\.?\s*", re.ASCII | re.IGNORECASE)
-_ANSWER = re.compile("answer", re.IGNORECASE)  # Unicode case folding on purpose: math-verify's patterns fold the same way
+_ANSWER = re.compile(
+    "answer", re.IGNORECASE
+)  # Unicode case folding on purpose: math-verify's patterns fold the same way
 _HOPE = re.compile("hope", re.IGNORECASE)
 _FINAL = re.compile("final answer", re.IGNORECASE)
 _PERCENT = re.compile(r"%|percent|pct", re.IGNORECASE)
@@ -68,7 +70,13 @@ def answer_value(text: str) -> Fraction | None:
     start = text.rfind("\\boxed")
     if start >= 0:
         found = _BOX_CONTENT.match(text, start)
-        if not found or text.find("\\boxed") != start or "\\fbox" in text or _HOPE.search(text) or _PERCENT.search(text, found.end()):
+        if (
+            not found
+            or text.find("\\boxed") != start
+            or "\\fbox" in text
+            or _HOPE.search(text)
+            or _PERCENT.search(text, found.end())
+        ):
             return None
         return plain_value(found[1])
     if "\\fbox" in text:

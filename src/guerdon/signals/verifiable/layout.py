@@ -63,7 +63,9 @@ def repetition_penalty(text: str, window_size: int = 10, max_repetitions_limit: 
     Source: RLPR, official code verl/utils/reward_score/repetition.py, detect_repetition_with_hash; its trainer passes 10.
     """
     if window_size < 1 or max_repetitions_limit < 1:
-        raise ValueError(f"window_size={window_size} and max_repetitions_limit={max_repetitions_limit} must be at least 1")
+        raise ValueError(
+            f"window_size={window_size} and max_repetitions_limit={max_repetitions_limit} must be at least 1"
+        )
     words = [word for piece in text.split() for word in piece.split("_")]
     if len(words) <= window_size:
         return 0

@@ -71,11 +71,18 @@ def reference_values(cell: Any) -> list[Any]:
         cell = cell.tolist()
     if isinstance(cell, list | tuple | set | frozenset):
         return [value for item in cell for value in reference_values(item)]
-    missing = cell is None or isinstance(cell, bool) or (isinstance(cell, float) and not math.isfinite(cell)) or not str(cell).strip()
+    missing = (
+        cell is None
+        or isinstance(cell, bool)
+        or (isinstance(cell, float) and not math.isfinite(cell))
+        or not str(cell).strip()
+    )
     return [] if missing else [cell]
 
 
-def check_math(completions: Sequence[str], references: Sequence[Any], options: MathOptions | None = None) -> list[Verdict]:
+def check_math(
+    completions: Sequence[str], references: Sequence[Any], options: MathOptions | None = None
+) -> list[Verdict]:
     """Verdicts of a batch: 1.0 right, 0.0 wrong or no answer (with a reason), NaN where the instrument failed (with a reason).
 
     Args:
@@ -102,7 +109,10 @@ def check_math(completions: Sequence[str], references: Sequence[Any], options: M
     unknown = [pair for pair, verdict in verdicts.items() if verdict is None]
     if unknown:
         verdicts.update(zip(unknown, _slow(unknown, rule is not None, options), strict=True))
-    return [row if isinstance(row, Verdict) else any_of([v for pair in row if (v := verdicts[pair]) is not None]) for row in rows]
+    return [
+        row if isinstance(row, Verdict) else any_of([v for pair in row if (v := verdicts[pair]) is not None])
+        for row in rows
+    ]
 
 
 def verify_math(completion: str, reference: Any, options: MathOptions | None = None) -> Verdict:
@@ -122,9 +132,16 @@ def _pairs(completion: str, reference: Any, rule: Any, options: MathOptions) -> 
         # The rules are linear, so they see the whole text; only what they find is capped.
         answer = rule(completion)
         if answer is None or not answer.strip():
-            return Verdict(0.0, f"no answer found (extract={options.extract!r})" if isinstance(options.extract, str) else "no answer found")
+            return Verdict(
+                0.0,
+                f"no answer found (extract={options.extract!r})"
+                if isinstance(options.extract, str)
+                else "no answer found",
+            )
         if len(answer) > options.max_chars:
-            return Verdict(0.0, f"the extracted answer has {len(answer)} characters, more than max_chars={options.max_chars}")
+            return Verdict(
+                0.0, f"the extracted answer has {len(answer)} characters, more than max_chars={options.max_chars}"
+            )
     assert answer is not None
     return [(answer_window(answer, options.max_chars), text) for text in texts]
 
@@ -133,14 +150,21 @@ def _fast(pair: tuple[str, str]) -> Verdict | None:
     right = fast_verdict(*pair)
     if right is None:
         return None
-    return Verdict(1.0) if right else Verdict(0.0, f"read a number out of {shown(pair[0][-40:])}, which is not {shown(pair[1])}")
+    return (
+        Verdict(1.0)
+        if right
+        else Verdict(0.0, f"read a number out of {shown(pair[0][-40:])}, which is not {shown(pair[1])}")
+    )
 
 
 def _slow(pairs: Sequence[tuple[str, str]], bare: bool, options: MathOptions) -> list[Verdict]:
     """Every pair through the pool at once."""
     pool = options.pool()
     replies = pool.map([{"answer": answer, "reference": reference, "bare": bare} for answer, reference in pairs])
-    verdicts = [instrument_failure(reply["failed"]) if "failed" in reply else Verdict(float(reply["value"]), reply["reason"]) for reply in replies]
+    verdicts = [
+        instrument_failure(reply["failed"]) if "failed" in reply else Verdict(float(reply["value"]), reply["reason"])
+        for reply in replies
+    ]
     if options.on_timeout == "zero":
         failed = [i for i, verdict in enumerate(verdicts) if verdict.failed]
         # The reference against a plain number: where that works, the failure was the answer's doing.

@@ -10,6 +10,7 @@ none of that, so the pool works from any thread, in asyncio (`asyncio.wrap_futur
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import math
 import os
@@ -38,11 +39,18 @@ class _Worker:
 
     def __init__(self, script: Path, setup: Mapping[str, Any]) -> None:
         if not sys.executable:
-            raise WorkerStartError("sys.executable is empty: the verifier needs a Python interpreter to run its workers")
+            raise WorkerStartError(
+                "sys.executable is empty: the verifier needs a Python interpreter to run its workers"
+            )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
         # -P: the script's own folder must not come before the standard library on the worker's path.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            [sys.executable, "-P", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,  # a fork in the middle of a write must not leave the child with bytes to flush
+            env=environment,
         )
         self._unread = b""
         try:
@@ -58,8 +66,9 @@ class _Worker:
         assert self._process.stdin is not None and self._process.stdout is not None
         deadline = time.monotonic() + timeout_s
         try:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
+            unsent = memoryview(json.dumps(message).encode() + b"\n")
+            while unsent:
+                unsent = unsent[self._process.stdin.write(unsent) :]
             while b"\n" not in self._unread:
                 poll = select.poll()  # not select(): file descriptors above 1023 are usual in trainers
                 poll.register(self._process.stdout, select.POLLIN | select.POLLHUP)
@@ -88,10 +97,8 @@ class _Worker:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):  # unsent bytes for a process that is gone
                     pipe.close()
-                except OSError:  # unsent bytes for a process that is gone
-                    pass
 
 
 class WorkerPool:
@@ -104,7 +111,9 @@ class WorkerPool:
         memory_mb: address space of a worker, so that `10**10**10` ends in MemoryError and not in the machine's swap.
     """
 
-    def __init__(self, script: Path, *, workers: int | None = None, timeout_s: float = 5.0, memory_mb: int = 2048) -> None:
+    def __init__(
+        self, script: Path, *, workers: int | None = None, timeout_s: float = 5.0, memory_mb: int = 2048
+    ) -> None:
         if timeout_s <= 0 or memory_mb < 256:
             raise ValueError(f"timeout_s={timeout_s} must be positive and memory_mb={memory_mb} at least 256")
         self.timeout_s = timeout_s

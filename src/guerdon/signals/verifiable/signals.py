@@ -40,11 +40,17 @@ def Math(
     def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
         return check_math(texts, columns[reference], options)
 
-    return TextSignal(check, (reference,), "math", _settings({"reference": reference, "extract": extract, "on_timeout": on_timeout}))
+    return TextSignal(
+        check, (reference,), "math", _settings({"reference": reference, "extract": extract, "on_timeout": on_timeout})
+    )
 
 
 def _compared(
-    name: str, reference: str, extract: Extract | None, compare: Callable[[str, Any], Verdict], options: Mapping[str, Any]
+    name: str,
+    reference: str,
+    extract: Extract | None,
+    compare: Callable[[str, Any], Verdict],
+    options: Mapping[str, Any],
 ) -> TextSignal:
     """A signal that extracts an answer and compares it with each acceptable reference."""
     rule = extractor(extract) if extract is not None else None
@@ -66,16 +72,26 @@ def _compared(
     return TextSignal(check, (reference,), name, _settings({"reference": reference, "extract": extract, **options}))
 
 
-def Exact(*, reference: str = "answer", extract: Extract | None = None, ignore_case: bool = False, ignore_whitespace: bool = True) -> TextSignal:
+def Exact(
+    *,
+    reference: str = "answer",
+    extract: Extract | None = None,
+    ignore_case: bool = False,
+    ignore_whitespace: bool = True,
+) -> TextSignal:
     """1.0 where the (extracted) text equals the reference. See `text_match.exact_match`."""
 
     def compare(answer: str, item: Any) -> Verdict:
         return text_match.exact_match(answer, str(item), ignore_case=ignore_case, ignore_whitespace=ignore_whitespace)
 
-    return _compared("exact", reference, extract, compare, {"ignore_case": ignore_case, "ignore_whitespace": ignore_whitespace})
+    return _compared(
+        "exact", reference, extract, compare, {"ignore_case": ignore_case, "ignore_whitespace": ignore_whitespace}
+    )
 
 
-def Numeric(*, reference: str = "answer", extract: Extract | None = "last_number", rtol: float = 0.0, atol: float = 1e-6) -> TextSignal:
+def Numeric(
+    *, reference: str = "answer", extract: Extract | None = "last_number", rtol: float = 0.0, atol: float = 1e-6
+) -> TextSignal:
     """1.0 where the (extracted) number is within tolerance of the reference. See `text_match.numeric_match`."""
     text_match.numeric_match("0", "0", rtol=rtol, atol=atol)  # refuses bad tolerances here, not in the middle of a run
 
@@ -94,7 +110,9 @@ def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE") -> Text
     return _compared("multiple_choice", reference, None, compare, {"letters": letters})
 
 
-def QA(*, reference: str = "answer", extract: Extract | None = None, metric: Literal["f1", "exact"] = "f1") -> TextSignal:
+def QA(
+    *, reference: str = "answer", extract: Extract | None = None, metric: Literal["f1", "exact"] = "f1"
+) -> TextSignal:
     """SQuAD F1 in [0, 1] or exact match, the best over a row's references. See `text_match.qa_f1`."""
     if metric not in ("f1", "exact"):
         raise ValueError(f"metric={metric!r}: use 'f1' or 'exact'")
@@ -114,7 +132,9 @@ def _layout_signal(name: str, score: Callable[[str], float], failing: str, optio
 
 def AnswerTag() -> TextSignal:
     """1.0 where exactly one non-blank <answer>...</answer> is there, else 0.0."""
-    return _layout_signal("answer_tag", layout.answer_tag_format, "not exactly one <answer>...</answer> with content", {})
+    return _layout_signal(
+        "answer_tag", layout.answer_tag_format, "not exactly one <answer>...</answer> with content", {}
+    )
 
 
 def ThinkFormat(*, mode: Literal["think", "R1", "R1_nothink"] = "R1", opened_by_prompt: bool = False) -> TextSignal:
@@ -134,11 +154,17 @@ def ThinkFormat(*, mode: Literal["think", "R1", "R1_nothink"] = "R1", opened_by_
     if opened_by_prompt:
         raise ValueError(f"opened_by_prompt applies to mode='think', not to {mode!r}")
     layout.format_reward("", mode)  # refuses an unknown mode here
-    return _layout_signal("think_format", lambda text: layout.format_reward(text, mode), f"not the tag layout {mode}", {"mode": mode})
+    return _layout_signal(
+        "think_format", lambda text: layout.format_reward(text, mode), f"not the tag layout {mode}", {"mode": mode}
+    )
 
 
 def Length(
-    *, target: int | None = None, cap: int | None = None, buffer: int = 0, unit: Literal["token", "char", "word"] = "token"
+    *,
+    target: int | None = None,
+    cap: int | None = None,
+    buffer: int = 0,
+    unit: Literal["token", "char", "word"] = "token",
 ) -> TextSignal:
     """A penalty in [-1, 0] for length, towards a target or above a cap. See `layout.length_reward`."""
     if unit not in ("token", "char", "word"):
@@ -146,9 +172,16 @@ def Length(
     layout.length_reward(0, target=target, cap=cap, buffer=buffer)  # refuses contradictory options here
 
     def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
-        lengths = columns[TOKENS] if unit == "token" else [len(text) if unit == "char" else len(text.split()) for text in texts]
+        lengths = (
+            columns[TOKENS]
+            if unit == "token"
+            else [len(text) if unit == "char" else len(text.split()) for text in texts]
+        )
         values = [layout.length_reward(length, target=target, cap=cap, buffer=buffer) for length in lengths]
-        return [Verdict(value, f"{length} {unit}s" if value else None) for value, length in zip(values, lengths, strict=True)]
+        return [
+            Verdict(value, f"{length} {unit}s" if value else None)
+            for value, length in zip(values, lengths, strict=True)
+        ]
 
     given = {"target": target} if target is not None else {"cap": cap, "buffer": buffer}
     return TextSignal(check, (), "length", _settings({**given, "unit": unit}), counts_tokens=unit == "token")

@@ -88,7 +88,10 @@ def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
         found = alone.fullmatch(marked) or labelled.fullmatch(marked)
         return found[1].upper() if found else None
     tail = text[-4096:]
-    said = re.findall(rf"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?i:option\s+)?[(\[*_\s]*([{group}])(?![A-Za-z'’])(?!(?<=[AI])\s+[a-z])", tail)
+    said = re.findall(
+        rf"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?i:option\s+)?[(\[*_\s]*([{group}])(?![A-Za-z'’])(?!(?<=[AI])\s+[a-z])",
+        tail,
+    )
     if said:
         return str(said[-1])
     stripped = text.strip()

@@ -43,7 +43,9 @@ _LEADING_ZEROS = re.compile(r"(?<![\w.,])-0+(?=\d)")  # sympy refuses "-05"
 _DOUBLE_BRACES = re.compile(r"\{\{([^{}]*)\}\}")
 _SENTENCE_END = re.compile(r"(?<=\d)\.(?=\s|$)")
 # What shows that a matched number was only a piece: another operand before it, or the expression going on after it.
-_GOES_ON = re.compile(r"[eE][-+]?\d|[.,]?\d|[A-Za-z]\s*(?:[\^+*/=-]|$|[.,;:!?\s)])|\s*(?:[\^/*×÷!(\\]|[+-]\s*[\w\\(])|\s\d")
+_GOES_ON = re.compile(
+    r"[eE][-+]?\d|[.,]?\d|[A-Za-z]\s*(?:[\^+*/=-]|$|[.,;:!?\s)])|\s*(?:[\^/*×÷!(\\]|[+-]\s*[\w\\(])|\s\d"
+)
 _STARTED_BEFORE = re.compile(r"(?:[\w)\]}]\s*[-+*/^×÷]|[\^/*×÷+(])\s*$")
 
 
@@ -77,7 +79,9 @@ def _is_piece(match: Any, text: str) -> bool:
         return bool(groups.get("expr")) and bool(re.match(r"[\w\\^(]", text[match.end("expr") :]))
     if groups.get("percent"):
         return False
-    return bool(_GOES_ON.match(text, match.end())) or bool(_STARTED_BEFORE.search(text[max(0, match.start(name) - 20) : match.start(name)]))
+    return bool(_GOES_ON.match(text, match.end())) or bool(
+        _STARTED_BEFORE.search(text[max(0, match.start(name) - 20) : match.start(name)])
+    )
 
 
 def _parsed(extract_match: Any, match: Any, target: Any) -> tuple[Any, str]:
@@ -99,8 +103,12 @@ def extract(text: str) -> tuple[list[Any], str | None]:
     from math_verify.parser import ExprExtractionConfig, LatexExtractionConfig, extract_match, get_extraction_regexes
 
     boxed = "\\boxed" in text or "\\fbox" in text
-    targets = [LatexExtractionConfig(boxed_match_priority=0)] if boxed else [LatexExtractionConfig(), ExprExtractionConfig()]
-    patterns = [(pattern, target, priority) for group, target in get_extraction_regexes(targets) for pattern, priority in group]
+    targets = (
+        [LatexExtractionConfig(boxed_match_priority=0)] if boxed else [LatexExtractionConfig(), ExprExtractionConfig()]
+    )
+    patterns = [
+        (pattern, target, priority) for group, target in get_extraction_regexes(targets) for pattern, priority in group
+    ]
     patterns.sort(key=lambda entry: entry[2])
     first_text = ""
     for _, group in groupby(patterns, key=lambda entry: entry[2]):
@@ -141,10 +149,17 @@ def read(text: str, bare: bool) -> tuple[list[Any], str | None]:
     while (flatter := _DOUBLE_BRACES.sub(r"{\1}", text)) != text:  # each redundant pair doubles the parser's time
         text = flatter
     whole = text.strip()
-    exponents = [found[3] for found in _DELIMITED_SCIENTIFIC.finditer(f"${whole}$" if SCIENTIFIC.fullmatch(whole) else text)]
+    exponents = [
+        found[3] for found in _DELIMITED_SCIENTIFIC.finditer(f"${whole}$" if SCIENTIFIC.fullmatch(whole) else text)
+    ]
     if any(len(exponent.lstrip("+-0")) > 4 for exponent in exponents):
         return [], f"an exponent beyond {MAX_EXPONENT}"
-    if len(whole) <= MAX_BARE_CHARS and "\n" not in whole and is_bare(whole) and (bare or not _WORD.search(whole) or SCIENTIFIC.fullmatch(whole)):
+    if (
+        len(whole) <= MAX_BARE_CHARS
+        and "\n" not in whole
+        and is_bare(whole)
+        and (bare or not _WORD.search(whole) or SCIENTIFIC.fullmatch(whole))
+    ):
         found, missing = extract(_join_numbers(as_math(whole)))
         if found:
             return found, missing
@@ -176,7 +191,10 @@ def judge(answer: str, reference: str, bare: bool) -> dict[str, Any]:
         except Exception as problem:  # reported below: an instrument that raised has not said "wrong"
             error = type(problem).__name__
     if error:
-        return {"failed": f"math-verify raised {error} while comparing", "recycle": error in ("MemoryError", "RecursionError")}
+        return {
+            "failed": f"math-verify raised {error} while comparing",
+            "recycle": error in ("MemoryError", "RecursionError"),
+        }
     string = next((part for part in reversed(target) if isinstance(part, str)), "")
     return {"value": 0, "reason": f"read {string[:60]!r}, which is not {reference[:60]!r}"}
 
@@ -223,7 +241,12 @@ def main() -> None:
             reply(judge(task["answer"], task["reference"], task["bare"]))
         except Exception as error:
             # After a MemoryError or RecursionError the next task deserves a clean process.
-            reply({"failed": f"math-verify raised {type(error).__name__}: {' '.join(str(error).split())[:120]}", "recycle": True})
+            reply(
+                {
+                    "failed": f"math-verify raised {type(error).__name__}: {' '.join(str(error).split())[:120]}",
+                    "recycle": True,
+                }
+            )
             return
         signal.alarm(0)
 
