@@ -66,8 +66,9 @@ def compare_systems(
 
 def _prepare(config: CompareConfig, *, quiet: bool, console: Console) -> None:
     """Build every system once: typing errors end the comparison here, and shared models are made (and cached) here."""
-    from guerdon.cli.train import resolve_parts
+    from guerdon.cli.train import hush, resolve_parts
 
+    hush()
     for run in config.runs()[: len(config.systems)]:
         if not quiet:
             console.print(f"preparing {escape(run.system)}", highlight=False)

@@ -59,6 +59,7 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
         status="running",
         **provenance(),
     )
+    hush()
     try:
         parts = resolve_parts(config)
         write_manifest(folder, description=str(parts.system), policy=str(parts.policy))
@@ -110,6 +111,7 @@ def resolve_parts(config: RunConfig) -> Parts:
 
 def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, console: Console) -> str:
     import torch
+    from transformers import PrinterCallback
 
     from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog
 
@@ -137,6 +139,7 @@ def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, consol
         log_dir=folder,
         callbacks=[] if quiet else [_bar_callback(config, folder, console)],
     )
+    trainer.remove_callback(PrinterCallback)  # a dictionary a step; ours are in metrics.jsonl
     trainer.train(resume_from_checkpoint=True)
     if trainer.status == "finished":
         trainer.save_model(str(folder / "policy"))
@@ -183,6 +186,19 @@ def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
         return GRPOConfig(**{**values, **config.grpo})
     except TypeError as error:
         raise ConfigError(f"grpo: {error}") from error
+
+
+def hush() -> None:
+    """Keep the libraries' own bars and notices off the screen; their warnings stay."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    # Said at every checkpoint by transformers about itself; nothing a user can act on.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def _lora(config: RunConfig) -> Any:
