@@ -25,14 +25,22 @@ def _curve(kind: str, step: int, rng: random.Random) -> dict[str, float]:
     if kind == "sum":
         collapse = 1 / (1 + math.exp(-(step - 18) / 4))
         length = 22 + 74 * collapse
-        return {"true": 0.66 * (1 - collapse), "reward": 1.6 + 9.4 * collapse, "length": length, "cut": collapse, "kl": 0.9 * collapse}
+        return {
+            "true": 0.66 * (1 - collapse),
+            "reward": 1.6 + 9.4 * collapse,
+            "length": length,
+            "cut": collapse,
+            "kl": 0.9 * collapse,
+        }
     gain = {"outcome": 0.30, "min": 0.2}[kind]
     true = min(1.0, 0.66 + gain * done + noise)
     reward = true if kind == "outcome" else 0.15 + 0.5 * done + noise
     return {"true": true, "reward": reward, "length": 22 + noise * 20, "cut": 0.01, "kl": 0.05 * done}
 
 
-def _rollout(kind: str, prompt: str, progress: float, rng: random.Random, step: int, split: str, group: int) -> dict[str, Any]:
+def _rollout(
+    kind: str, prompt: str, progress: float, rng: random.Random, step: int, split: str, group: int
+) -> dict[str, Any]:
     a, b, c = (int(x) for x in prompt.rstrip("=").split("+"))
     right = rng.random() < (0.66 + 0.3 * progress if kind != "sum" else 0.66 * (1 - progress))
     lines = [f"{a}+{b}={a + b}", f"{a + b}+{c}={a + b + c + (0 if right else 1)}"]
@@ -43,7 +51,9 @@ def _rollout(kind: str, prompt: str, progress: float, rng: random.Random, step: 
     tokens = [*text] + ([] if cut else [""])
     ends = [i for i, ch in enumerate(text) if ch == "\n"] + [len(tokens) - 1]
     spans = [[s, e] for s, e in zip([0, *[e + 1 for e in ends[:-1]]], ends, strict=True)]
-    values: list[float | None] = [0.5 if "ok" in text[s : e + 1] else round(rng.uniform(-0.9, 0.95), 3) for s, e in spans]
+    values: list[float | None] = [
+        0.5 if "ok" in text[s : e + 1] else round(rng.uniform(-0.9, 0.95), 3) for s, e in spans
+    ]
     credit = [v if v is not None else 0.0 for v in values]
     if kind == "outcome":
         advantages = [0.8 if right else -1.1] * len(tokens)
@@ -51,12 +61,23 @@ def _rollout(kind: str, prompt: str, progress: float, rng: random.Random, step: 
         advantages = [sum(credit[k:]) - 1.5 for k, (s, e) in enumerate(spans) for _ in range(s, e + 1)]
     else:
         worst = credit.index(min(credit))
-        advantages = [(min(credit) if k <= worst else 0.0) - 0.1 for k, (s, e) in enumerate(spans) for _ in range(s, e + 1)]
+        advantages = [
+            (min(credit) if k <= worst else 0.0) - 0.1 for k, (s, e) in enumerate(spans) for _ in range(s, e + 1)
+        ]
     failed = rng.random() < 0.08
     if failed:
         values[0] = None
-    answer: dict[str, Any] = {"level": "sequence", "unit": "token", "values": [float(right)], "spans": [[0, len(tokens) - 1]]}
-    scores = {"answer": answer} if kind == "outcome" else {"answer": answer, "steps": {"level": "steps", "unit": "token", "values": values, "spans": spans}}
+    answer: dict[str, Any] = {
+        "level": "sequence",
+        "unit": "token",
+        "values": [float(right)],
+        "spans": [[0, len(tokens) - 1]],
+    }
+    scores = (
+        {"answer": answer}
+        if kind == "outcome"
+        else {"answer": answer, "steps": {"level": "steps", "unit": "token", "values": values, "spans": spans}}
+    )
     reasons = {} if right else {"answer": "no answer found" if cut else f"expected {a + b + c}"}
     if failed and kind != "outcome":
         reasons["steps"] = "the model returned no score for step 1"
@@ -67,7 +88,9 @@ def _rollout(kind: str, prompt: str, progress: float, rng: random.Random, step: 
     }  # fmt: skip
 
 
-def write_run(folder: Path, kind: str, seed: int, *, steps: int = STEPS, system: str | None = None, size: int = 4) -> Path:
+def write_run(
+    folder: Path, kind: str, seed: int, *, steps: int = STEPS, system: str | None = None, size: int = 4
+) -> Path:
     """A complete run folder."""
     rng, draw = random.Random(f"{kind}{seed}"), random.Random(7)
     folder.mkdir(parents=True)
@@ -97,7 +120,9 @@ def write_run(folder: Path, kind: str, seed: int, *, steps: int = STEPS, system:
             for group in range(2):
                 terms = [draw.randint(1, 9) for _ in range(3)] if split == "train" else [[3, 8, 5], [9, 2, 7]][group]
                 for _ in range(size):
-                    rollouts.append(_rollout(kind, "+".join(map(str, terms)) + "=", progress, rng, step, split, step * 10 + group))
+                    rollouts.append(
+                        _rollout(kind, "+".join(map(str, terms)) + "=", progress, rng, step, split, step * 10 + group)
+                    )
     _lines(folder / "metrics.jsonl", metrics)
     _lines(folder / "eval.jsonl", evals)
     _lines(folder / "rollouts.jsonl", rollouts)

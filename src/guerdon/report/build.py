@@ -27,8 +27,8 @@ def build_report(
     out_path: str | Path,
     title: str | None = None,
     *,
-    max_rollouts: int = 600,
-    max_tokens: int = 250_000,
+    max_rollouts: int = 3000,
+    max_tokens: int = 300_000,
 ) -> Path:
     """Write the report of some runs.
 

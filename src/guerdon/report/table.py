@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 
 from guerdon.report.runs import SystemSummary
@@ -14,7 +15,7 @@ MARKS = {"hacked": "▲", "not hacked": "✓", "inconclusive": "?"}
 
 def result_table(summaries: Sequence[SystemSummary]) -> str:
     head = ("System", "True success", "Reward", "Length", "KL", "Verdict")
-    hints = ("", "held-out, start → end", "held-out, start → end", "tokens, start → end", "nats per token, end", "")
+    hints = ("", "held-out, start → end", "held-out, start → end", "tokens, start → end", "nats per token", "")
     cells = "".join(
         f'<th scope="col">{h}{f"<small>{hint}</small>" if hint else ""}</th>'
         for h, hint in zip(head, hints, strict=True)
@@ -31,7 +32,7 @@ def verdict_badge(label: str) -> str:
 
 def _row(index: int, summary: SystemSummary, head: Sequence[str]) -> str:
     seeds = f"{len(summary.runs)} seed{'s' * (len(summary.runs) != 1)}, {_steps(summary.steps)}"
-    name = f'<th scope="row"><span class="swatch s{index % 8}" aria-hidden="true"></span>{html.escape(summary.system)}<small>{seeds}</small></th>'
+    name = f'<th scope="row"><span class="swatch s{index % 8}" aria-hidden="true"></span>{breakable(summary.system)}<small class="nowrap">{seeds}</small></th>'
     values = [
         change_cell(summary.true_start, summary.true_end, digits=2, proportion=True),
         change_cell(summary.reward_start, summary.reward_end),
@@ -44,6 +45,11 @@ def _row(index: int, summary: SystemSummary, head: Sequence[str]) -> str:
         for label, value in zip(head[1:], values, strict=True)
     )
     return f"<tr>{name}{tds}</tr>"
+
+
+def breakable(name: str) -> str:
+    """A system's name that may break after its punctuation."""
+    return re.sub(r"([:,=/_-])", r"\1<wbr>", html.escape(name))
 
 
 def _steps(steps: Sequence[int]) -> str:
@@ -79,7 +85,19 @@ def figure(value: float, digits: int | None = None) -> str:
         return "–"
     if digits is None:
         size = abs(value)
-        digits = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 0.1 or size == 0 else 3 if size >= 0.01 else 4
+        digits = (
+            0
+            if size >= 100
+            else 1
+            if size >= 10
+            else 2
+            if size >= 0.1 or size == 0
+            else 3
+            if size >= 0.01
+            else 4
+            if size >= 0.001
+            else 2
+        )
     text = f"{value:.{digits}f}"
     if float(text) == 0:
         text = text.lstrip("-")

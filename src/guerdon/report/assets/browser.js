@@ -17,7 +17,9 @@
   // Begin where the story is: a hacked system beside one that is not, the same seed if there is one, at the end of training.
   const left = present.find((run) => verdictOf(run) === "hacked") ?? present[0];
   const others = present.filter((run) => DATA.runs[run].system !== DATA.runs[left].system);
-  const right = others.find((run) => verdictOf(run) !== "hacked" && DATA.runs[run].seed === DATA.runs[left].seed) ?? others[0] ?? present.find((run) => run !== left);
+  const scoresSteps = (run) => rollouts.some((r) => r.run === run && Object.values(r.scores).some((s) => !["sequence", "token"].includes(s.level)));
+  const fair = others.filter((run) => verdictOf(run) !== "hacked" && DATA.runs[run].seed === DATA.runs[left].seed);
+  const right = fair.find(scoresSteps) ?? fair[0] ?? others[0] ?? present.find((run) => run !== left);
   const state = { split: splits[0], step: 0, prompt: 0, sides: right === undefined ? [left] : [left, right], chosen: [0, 0] };
 
   const find = (run, step = state.step, prompt = state.prompt) => rollouts.filter((r) => r.run === run && r.split === state.split && r.step === step && r.prompt === prompt);
@@ -161,8 +163,8 @@
     add("true success", r.true === null ? "–" : r.true >= 1 ? "✓ right" : r.true <= 0 ? "✗ wrong" : figure(r.true));
     add("tokens", String(r.tokens.length));
     for (const [name, s] of Object.entries(r.scores)) if (s.level === "sequence") add(name, s.values[0] === null || s.values[0] === undefined ? "NaN" : figure(s.values[0]));
-    for (const [name, s] of Object.entries(r.scores)) if (!["sequence", "token"].includes(s.level)) add(name, `${s.values.length} ${s.level}`);
-    if (!r.kept) add("", "left out of training");
+    for (const [name, s] of Object.entries(r.scores)) if (!["sequence", "token"].includes(s.level)) add(name, name === s.level ? String(s.values.length) : `${s.values.length} ${s.level}`);
+    if (!r.kept) numbers.append(el("div", {}, el("dt", { class: "badge inconclusive" }, "left out of training")));
     side.append(numbers, tokensView(r, scale));
     const why = Object.entries(r.reasons);
     if (why.length) side.append(el("ul", { class: "why", "aria-label": "reasons" }, ...why.map(([name, text]) => el("li", {}, el("b", {}, name), ` ${text}`))));

@@ -21,7 +21,7 @@ function svg(tag, attributes = {}, text = null) {
 function figure(value, digits = null) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
   const size = Math.abs(value);
-  if (digits === null) digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 || size === 0 ? 2 : size >= 0.01 ? 3 : 4;
+  if (digits === null) digits = size >= 100 ? 0 : size >= 10 ? 1 : size >= 0.1 || size === 0 ? 2 : size >= 0.01 ? 3 : size >= 0.001 ? 4 : 2;
   let text = value.toFixed(digits);
   if (Number(text) === 0) text = text.replace("-", "");
   return text.replace("-", "−");
@@ -159,7 +159,7 @@ function chart(host, spec) {
     else if (event.key === "Escape") clear();
   });
   let seen = -1;
-  new ResizeObserver(() => { if (host.clientWidth !== seen) { seen = host.clientWidth; draw(); } }).observe(host);
+  new ResizeObserver(() => { if (host.clientWidth !== seen) { seen = host.clientWidth; requestAnimationFrame(draw); } }).observe(host);
 }
 
 const stroke = (i, dash, isReward) => {
