@@ -101,6 +101,13 @@ def test_half_written_checkpoints_do_not_count(policy_path: str, whole: Any, tmp
     assert is_complete(folder / "checkpoint-8")
 
 
+def test_a_finished_run_takes_no_further_step(policy_path: str, whole: Any, tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    again = make(policy_path, tmp_path, STEPS)
+    assert again.train(resume_from_checkpoint=True).global_step == STEPS
+    check_same_run(whole, tmp_path, again)
+
+
 def test_old_checkpoints_go_only_when_a_newer_one_is_complete(policy_path: str, tmp_path: Path) -> None:
     trainer = make(policy_path, tmp_path, 4, save_total_limit=1)
     folder = tmp_path / "checkpoints"

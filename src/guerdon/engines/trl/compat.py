@@ -34,6 +34,19 @@ HOOKS: Mapping[str, tuple[str, ...]] = {
         "resume_from_checkpoint",
         "trial",
     ),
+    "_run_epoch": (
+        "model",
+        "epoch",
+        "train_dataloader",
+        "steps_in_epoch",
+        "num_update_steps_per_epoch",
+        "trial",
+        "ignore_keys_for_eval",
+        "start_time",
+        "resume_from_checkpoint",
+        "epochs_trained",
+        "steps_trained_in_current_epoch",
+    ),
     "_get_grad_norm": ("model", "grad_norm"),
     "training_step": ("model", "inputs", "num_items_in_batch"),
 }
@@ -103,8 +116,8 @@ def check_reference_path(model: Any, args: Any, peft: bool) -> None:
 
 def check_reference_weights(trainer: Any) -> None:
     """The reference TRL loaded must be the policy that was passed, weight for weight."""
-    if trainer.ref_model is None:
-        return
+    if trainer.ref_model is None or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return  # sharded parameters have other names and shapes: nothing to compare here
     policy = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
     reference = dict(trainer.accelerator.unwrap_model(trainer.ref_model).named_parameters())
     for name, weight in policy.items():

@@ -106,12 +106,19 @@ class Instruments:
         if role == "old":  # the policy that sampled: nothing has been trained since
             return self.policy, nullcontext()
         if role == "reference" and self._reference is None:
-            return self.policy, self.policy.model.disable_adapter()  # type: ignore[operator]
+            return self.policy, without_adapter(self.policy.model)
         return self.by_role[role], nullcontext()
 
 
+def without_adapter(model: Any) -> AbstractContextManager[Any]:
+    """A LoRA policy as its own reference: the copy TRL keeps of an adapter that was there before (beta), else no adapter."""
+    from trl.trainer.utils import use_adapter
+
+    return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
+
+
 class AdapterOff:
-    """The policy without its LoRA adapter, as an instrument: every method of the policy's, run with the adapter disabled."""
+    """The policy as its own reference, as an instrument: every method of the policy's, run `without_adapter`."""
 
     def __init__(self, policy: LocalModel) -> None:
         self._policy = policy
@@ -121,8 +128,8 @@ class AdapterOff:
         if not callable(found):
             return found
 
-        def without_adapter(*args: Any, **kwargs: Any) -> Any:
-            with self._policy.model.disable_adapter():  # type: ignore[operator]
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with without_adapter(self._policy.model):
                 return found(*args, **kwargs)
 
-        return without_adapter
+        return call

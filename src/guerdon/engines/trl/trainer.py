@@ -351,6 +351,14 @@ class CreditTrainer(GRPOTrainer):
         self.status = "interrupted" if stopped else "finished"
         return output
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if (
+            self.state.global_step >= self.state.max_steps
+        ):  # a finished run, resumed: `transformers` would take one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _hand_back(self) -> None:
         """The policy ready for use: training leaves it in train mode with checkpointing on, and `generate` then gives garbage."""
         policy = self.accelerator.unwrap_model(self.model)
