@@ -149,6 +149,15 @@ class System:
                 f"{self.name} needs {sorted(missing)}, which {engine} does not provide (it provides {sorted(provided) or 'nothing'})"
             )
 
+    def reward_scope(self, *, chain: bool = True) -> Scope:
+        """What must be seen at once to compute the optimised reward: the signals, and (`chain`) the links before centring.
+
+        A group-normalised outcome reward is of scope "group" as a system, and its reward of scope "row".
+        """
+        links = list(self.chain) if chain else []
+        before = next((i for i, link in enumerate(links) if getattr(link, "centres", False)), len(links))
+        return max((scope_of(part) for part in [*self.signals.values(), *links[:before]]), key=SCOPES.index)
+
     # -- running -------------------------------------------------------------------------------------------------------
 
     def segmented(self, rollouts: Rollouts) -> Rollouts:

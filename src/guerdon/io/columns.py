@@ -57,15 +57,8 @@ def runs_chain(system: System) -> bool:
 
 
 def reward_scope(system: System) -> Scope:
-    """The scope of what makes the reward: the signals, and the links before the first that centres."""
-    parts = list(system.signals.values())
-    if runs_chain(system):
-        for link in system.chain:
-            if getattr(link, "centres", False):
-                break
-            parts.append(link)
-    scopes = {scope_of(part) for part in parts}
-    return "batch" if "batch" in scopes else "group" if "group" in scopes else "row"
+    """The scope of what makes the reward of a row of the file."""
+    return system.reward_scope(chain=runs_chain(system))
 
 
 def notes_on(system: System) -> list[str]:

@@ -43,11 +43,10 @@ class Evaluator(TrainerCallback):
         truth: (completions, rows) -> a number or (value, reason) for each; None = true success is not measured.
         system: whose reward is reported: the trainer's.
         every: optimiser steps between measurements.
-        samples: rollouts of a measurement. Systems of group scope get `group_size` rollouts of each prompt, and so
-            samples / group_size prompts; row systems one of each prompt. The first rows are used, again from the start if
+        samples: rollouts of a measurement: samples / group_size prompts. The first rows are used, again from the start if
             there are too few.
         temperature, max_new_tokens: default the trainer's.
-        group_size: default 1 for row systems, the trainer's num_generations for others.
+        group_size: default 1 where the reward of a row needs that row alone, the trainer's num_generations for others.
         initial_policy: what KL is measured against: a path, a model, or None = a copy of the policy as the trainer gets it.
         kl: False = no KL, and no second model in memory.
         batch_size: rollouts sampled together.
@@ -99,7 +98,7 @@ class Evaluator(TrainerCallback):
                 f"the evaluator measures {self.system.name!r} and the trainer trains {trainer.system.name!r}: give both the same System object"
             )
         self._trainer = trainer
-        self.group_size = self.group_size or (1 if self.system.scope == "row" else trainer.num_generations)
+        self.group_size = self.group_size or (1 if self.system.reward_scope() == "row" else trainer.num_generations)
         if self.kl and not isinstance(self._initial, LocalModel):
             named = isinstance(self._initial, (str, Path))
             self._initial = LocalModel(self._initial) if named else LocalModel(self._initial, trainer._tokenizer)
