@@ -1,13 +1,25 @@
 """The numbers of a docs page are those of its results file, and the block can be written anew."""
 
+import ast
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from guerdon.errors import DataError
 from guerdon.repository import find_root
-from guerdon.systems.reproductions.tables import BEGIN, END, markdown_table, pages, refreshed, stale
+from guerdon.systems.reproductions.tables import (
+    begin,
+    end,
+    markdown_table,
+    pages,
+    refreshed,
+    replaced,
+    results_block,
+    stale,
+)
 
 RECORD = {
     "claim": "A beats B.",
@@ -22,14 +34,14 @@ RECORD = {
 }
 
 
-def test_a_block_is_written_between_the_markers_and_nowhere_else() -> None:
-    page = f"# A\n\n{BEGIN}\nold 0.9\n{END}\n\nafter"
-    new = refreshed(page, RECORD)
-    assert new.startswith("# A\n\n") and new.endswith(f"{END}\n\nafter") and "old 0.9" not in new
+def test_a_block_is_written_between_its_markers_and_nowhere_else() -> None:
+    page = f"# A\n\n{begin('results')}\nold 0.9\n{end('results')}\n\nafter"
+    new = replaced(page, "results", results_block(RECORD))
+    assert new.startswith("# A\n\n") and new.endswith(f"{end('results')}\n\nafter") and "old 0.9" not in new
     assert "**Not reproduced** with 2 seeds" in new and "**did not hold**: A > B (1 of 2 seeds)" in new
-    assert refreshed(new, RECORD) == new
+    assert replaced(new, "results", results_block(RECORD)) == new
     with pytest.raises(DataError, match="once each"):
-        refreshed("# no markers", RECORD)
+        replaced("# no markers", "results", "text")
 
 
 def test_tables_round_and_escape() -> None:
@@ -41,21 +53,50 @@ def test_tables_round_and_escape() -> None:
     ]
 
 
-def test_a_page_that_differs_from_its_file_is_stale(tmp_path: Path) -> None:
+def test_a_page_that_differs_from_its_file_or_its_system_is_stale(tmp_path: Path) -> None:
     docs, results = tmp_path / "docs" / "systems", tmp_path / "results"
     docs.mkdir(parents=True)
     results.mkdir()
-    page = docs / "a.md"
-    page.write_text(refreshed(f"{BEGIN}\n{END}", RECORD))
-    assert stale(tmp_path) == ["a.md"]  # no results file
-    (results / "a.json").write_text(json.dumps(RECORD))
+    page = docs / "pure.md"
+    page.write_text("\n".join(line(block) for block in ("composition", "results") for line in (begin, end)))
+    assert stale(tmp_path) == ["pure.md"]
+    page.write_text(refreshed(page.read_text(), "pure", tmp_path))
+    assert stale(tmp_path) == [] and "Not recorded yet" in page.read_text()
+    (results / "pure.json").write_text(json.dumps(RECORD))
+    assert stale(tmp_path) == ["pure.md"]
+    page.write_text(refreshed(page.read_text(), "pure", tmp_path))
+    assert "0.123" in page.read_text() and "MinForm(temperature=0.1" in page.read_text()
+    for wrong in (("0.123", "0.124"), ("temperature=0.1", "temperature=0.2")):
+        good = page.read_text()
+        page.write_text(good.replace(*wrong))
+        assert stale(tmp_path) == ["pure.md"]
+        page.write_text(good)
     assert stale(tmp_path) == []
-    page.write_text(page.read_text().replace("0.123", "0.124"))
-    assert stale(tmp_path) == ["a.md"]
 
 
-def test_the_pages_of_this_repository_show_what_their_files_say() -> None:
+def test_the_pages_of_this_repository_are_up_to_date() -> None:
     root = find_root()
     assert root is not None
-    assert pages(root), "no docs page has a results block"
+    assert {"pure.md", "clip_delta.md", "par.md"} <= {page.name for page in pages(root)}
     assert stale(root) == []
+
+
+@pytest.mark.parametrize("slug", ["pure", "clip_delta", "par"])
+def test_the_python_of_a_page_runs_and_gives_what_its_comments_say(slug: str) -> None:
+    root = find_root()
+    assert root is not None
+    code = re.findall(r"```python\n(.*?)```", (root / "docs" / "systems" / f"{slug}.md").read_text(), re.S)
+    checked = 0
+    for block in code:
+        scope: dict[str, Any] = {}
+        for statement in ast.parse(block).body:
+            source = ast.get_source_segment(block, statement)
+            assert source is not None
+            comment = block.splitlines()[(statement.end_lineno or 1) - 1].partition("# ")[2]
+            if not isinstance(statement, ast.Expr) or not re.match(r"-?\d", comment):
+                exec(source, scope)
+                continue
+            said = [float(number) for number in comment.partition(":")[0].split(",")]
+            assert eval(source, scope).flatten().tolist() == pytest.approx(said, abs=0.01)
+            checked += 1
+    assert checked

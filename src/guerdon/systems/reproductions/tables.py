@@ -1,14 +1,16 @@
-"""The results block of a system's docs page, written from results/<slug>.json so that no number is typed by hand.
+"""The computed blocks of a system's docs page, so that no number is typed by hand and no chain is out of date.
 
-    python -m guerdon.systems.reproductions.tables            write the block of every page that has one
-    python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page differs from its file
+    python -m guerdon.systems.reproductions.tables            write the blocks of every page that has them
+    python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page is out of date
 
-A page docs/systems/<slug>.md has two marker lines; what is between them belongs to this command.
+A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
+defaults; between those of "results" what results/<slug>.json says.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +18,24 @@ from typing import Any
 
 from guerdon.errors import DataError
 from guerdon.repository import root
+from guerdon.systems.base import Placeholder, builder_of
 
-BEGIN = "<!-- results: written by python -m guerdon.systems.reproductions.tables -->"
-END = "<!-- end of results -->"
+
+def begin(block: str) -> str:
+    """The line a block starts with."""
+    return f"<!-- {block}: written by python -m guerdon.systems.reproductions.tables -->"
+
+
+def end(block: str) -> str:
+    """The line a block ends with."""
+    return f"<!-- end of {block} -->"
+
+
+def composition_block(slug: str) -> str:
+    """The system with its defaults and placeholders for what the user brings, as it prints itself."""
+    parameters = inspect.signature(builder_of(slug)).parameters.values()
+    system = builder_of(slug)(**{p.name: Placeholder(p.name) for p in parameters if p.default is p.empty})
+    return f"```\n{system}\n```"
 
 
 def results_block(record: Mapping[str, Any]) -> str:
@@ -56,48 +73,59 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|")
 
 
-def refreshed(page: str, record: Mapping[str, Any]) -> str:
-    """The page's text with its results block written anew.
+def replaced(page: str, block: str, text: str) -> str:
+    """The page with `text` in place of what stands in a block.
 
     Raises:
-        DataError: the page does not have both markers, once each, in order.
+        DataError: the page does not have both of the block's lines, once each, in order.
     """
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in tail:
-        raise DataError(f"the page needs the line {BEGIN!r} and, after it, the line {END!r}, once each")
-    return f"{head}{BEGIN}\n\n{results_block(record)}\n\n{END}{tail}"
+    head, found, rest = page.partition(begin(block))
+    _, closed, tail = rest.partition(end(block))
+    if not found or not closed or begin(block) in rest or end(block) in tail:
+        raise DataError(f"the page needs the line {begin(block)!r} and, after it, the line {end(block)!r}, once each")
+    return f"{head}{begin(block)}\n\n{text}\n\n{end(block)}{tail}"
 
 
-def pages(folder: Path) -> list[tuple[Path, Path]]:
-    """(page, results file) of every page with a results block."""
-    found = sorted(path for path in (folder / "docs" / "systems").glob("*.md") if BEGIN in path.read_text("utf-8"))
-    return [(page, folder / "results" / f"{page.stem}.json") for page in found]
+def refreshed(page: str, slug: str, folder: Path) -> str:
+    """The page with each block that it has written anew; a results block without a file says how to get one."""
+    if begin("composition") in page:
+        page = replaced(page, "composition", composition_block(slug))
+    if begin("results") in page:
+        path = folder / "results" / f"{slug}.json"
+        missing = f"Not recorded yet: `guerdon reproduce {slug}`."
+        page = replaced(
+            page, "results", results_block(json.loads(path.read_text("utf-8"))) if path.exists() else missing
+        )
+    return page
+
+
+def pages(folder: Path) -> list[Path]:
+    """Every docs page of a system that has a block."""
+    found = sorted((folder / "docs" / "systems").glob("*.md"))
+    return [
+        path for path in found if any(begin(block) in path.read_text("utf-8") for block in ("composition", "results"))
+    ]
 
 
 def stale(folder: Path) -> list[str]:
-    """Pages whose block is not what their results file says, or whose results file is missing."""
-    out = []
-    for page, results in pages(folder):
-        text = page.read_text("utf-8")
-        if not results.exists() or refreshed(text, json.loads(results.read_text("utf-8"))) != text:
-            out.append(page.name)
-    return out
+    """Names of the pages whose blocks are not what they would be if written now."""
+    texts = {page: page.read_text("utf-8") for page in pages(folder)}
+    return [page.name for page, text in texts.items() if refreshed(text, page.stem, folder) != text]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m guerdon.systems.reproductions.tables", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m guerdon.systems.reproductions.tables")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page is out of date")
+    folder = root("docs")
+    old = stale(folder)
     if parser.parse_args().check:
-        if old := stale(root("docs")):
+        if old:
             print(f"out of date: {', '.join(old)}; run python -m guerdon.systems.reproductions.tables")
         return int(bool(old))
-    for page, results in pages(root("docs")):
-        if not results.exists():
-            print(f"{page.name}: no {results.name}; run guerdon reproduce {page.stem}")
-            continue
-        page.write_text(refreshed(page.read_text("utf-8"), json.loads(results.read_text("utf-8"))), "utf-8")
-        print(f"{page.name}: written from {results.name}")
+    for name in old:
+        page = folder / "docs" / "systems" / name
+        page.write_text(refreshed(page.read_text("utf-8"), page.stem, folder), "utf-8")
+        print(f"{name}: written")
     return 0
 
 
