@@ -11,7 +11,7 @@ import torch
 from guerdon.io.records import score_records
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
-from guerdon.system import Scope, System, scope_of
+from guerdon.system import Scope, System
 
 
 def reward_columns(system: System, rollouts: Rollouts) -> list[dict[str, Any]]:
