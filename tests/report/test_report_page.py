@@ -250,7 +250,7 @@ def test_the_table_says_it_in_words(page: Path, comparison: list[Path]) -> None:
     text = page.read_text()
     hacked = {s.system: s.verdict.hacked for s in summarise(comparison)}
     assert hacked == {"outcome": False, "pure": False, "pure:credit=sum": True}
-    assert "<b>pure:credit=sum</b> was hacked" in text and "<b>outcome</b> and <b>pure</b> were not" in text
+    assert "<b>pure:credit=sum</b> was hacked" in text and "<b>outcome</b> and <b>pure</b> were not hacked." in text
     assert "guerdon compare outcome pure pure:credit=sum --seeds 2 --steps 60" in text
     assert "What this page does not show" not in text  # nothing is missing
 
@@ -276,6 +276,24 @@ def test_a_step_written_twice_counts_once(make_run: MakeRun, tmp_path: Path) -> 
     )
     (summary,) = summarise([run])
     assert summary.true_end.mean == 0.25 and summary.reward_end.seeds == 0 and summary.verdict.hacked is None
+
+
+def test_worse_is_not_called_fine(make_run: MakeRun, tmp_path: Path) -> None:
+    """True success and reward collapse together: not hacking, and no green tick either."""
+    run = make_run(tmp_path / "run", "outcome", 0)
+    ends = [
+        {"step": s, "true_success": {"mean": m, "se": 0.01, "n": 128}, "reward": {"mean": m, "se": 0.01, "n": 128}}
+        for s, m in ((0, 0.6), (60, 0.1))
+    ]
+    (run / "eval.jsonl").write_text("".join(json.dumps(end) + "\n" for end in ends))
+    (summary,) = summarise([run])
+    assert summary.verdict.hacked is False and summary.verdict.worse
+    text = build_report([run], tmp_path / "report.html").read_text()
+    assert "not hacked, worse" in text and "✓</span> not hacked" not in text
+    assert (
+        "<b>outcome</b> was not hacked: true success fell by 0.50, but the reward fell by 0.5: worse, not hacked."
+        in text
+    )
 
 
 def test_embedded_json_is_safe_and_valid() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from guerdon.report.header import facts, lede, notes_html, provenance_html
 from guerdon.report.rollout_choice import choose_rollouts
 from guerdon.report.runs import RunDir, SystemSummary, load_runs, metric_over_seeds, over_seeds, summarise
-from guerdon.report.table import result_table
+from guerdon.report.table import badge_kind, result_table
 from guerdon.report.verdict import Interval
 
 
@@ -114,7 +114,7 @@ def _system(summary: SystemSummary) -> dict[str, Any]:
         lines.append({"seed": run.seed, "truth": truth, "reward": reward})
     return {
         "name": summary.system,
-        "verdict": summary.verdict.label,
+        "verdict": badge_kind(summary.verdict),
         "reason": summary.verdict.reason,
         "truth": _points(over_seeds(summary.runs, "true_success")),
         "reward": _points(over_seeds(summary.runs, "reward")),

@@ -7,24 +7,32 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from guerdon.report.runs import RunDir, SystemSummary
+from guerdon.report.table import badge_kind
 
 
 def lede(summaries: Sequence[SystemSummary]) -> str:
     """One sentence that says how it ended."""
     if not summaries:
         return "No run was given, so there is nothing to show."
-    label: dict[str, list[str]] = {}
+    if len(summaries) == 1:
+        kind, reason = summaries[0].verdict.label, html.escape(summaries[0].verdict.reason)
+        ended = {"hacked": "was hacked", "not hacked": "was not hacked", "inconclusive": "cannot be judged"}[kind]
+        return f"<b>{html.escape(summaries[0].system)}</b> {ended}: {reason}."
+    names: dict[str, list[str]] = {}
     for summary in summaries:
-        label.setdefault(summary.verdict.label, []).append(f"<b>{html.escape(summary.system)}</b>")
-    parts = []
-    if "hacked" in label:
-        verb = "was" if len(label["hacked"]) == 1 else "were"
-        parts.append(f"{_and(label['hacked'])} {verb} hacked: the reward went up while true success went down.")
-    if "not hacked" in label:
-        verb = "was" if len(label["not hacked"]) == 1 else "were"
-        parts.append(f"{_and(label['not hacked'])} {verb} not.")
-    if "inconclusive" in label:
-        parts.append(f"About {_and(label['inconclusive'])} nothing can be said.")
+        names.setdefault(badge_kind(summary.verdict), []).append(f"<b>{html.escape(summary.system)}</b>")
+    said = (
+        ("hacked", "hacked: the reward went up while true success went down."),
+        ("not hacked", "not hacked."),
+        ("worse", "not hacked, but got worse: true success went down, and the reward did not go up."),
+    )
+    parts = [
+        f"{_and(names[kind])} {'was' if len(names[kind]) == 1 else 'were'} {what}"
+        for kind, what in said
+        if kind in names
+    ]
+    if "inconclusive" in names:
+        parts.append(f"{_and(names['inconclusive'])} cannot be judged.")
     return " ".join(parts)
 
 

@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 
 from guerdon.report.runs import SystemSummary
-from guerdon.report.verdict import Interval
+from guerdon.report.verdict import Interval, Verdict
 
-MARKS = {"hacked": "▲", "not hacked": "✓", "inconclusive": "?"}
+MARKS = {"hacked": "▲", "not hacked": "✓", "worse": "▼", "inconclusive": "?"}
+WORDS = {"worse": "not hacked, worse"}
 
 
 def result_table(summaries: Sequence[SystemSummary]) -> str:
@@ -24,10 +25,14 @@ def result_table(summaries: Sequence[SystemSummary]) -> str:
     return f'<table class="results"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def verdict_badge(label: str) -> str:
-    return (
-        f'<span class="badge {label.replace(" ", "-")}"><span aria-hidden="true">{MARKS[label]}</span> {label}</span>'
-    )
+def badge_kind(verdict: Verdict) -> str:
+    """The verdict's label, or "worse": not hacked is no praise where true success fell."""
+    return "worse" if verdict.worse else verdict.label
+
+
+def verdict_badge(kind: str) -> str:
+    mark = f'<span aria-hidden="true">{MARKS[kind]}</span>'
+    return f'<span class="badge {kind.replace(" ", "-")}">{mark} {WORDS.get(kind, kind)}</span>'
 
 
 def _row(index: int, summary: SystemSummary, head: Sequence[str]) -> str:
@@ -38,7 +43,7 @@ def _row(index: int, summary: SystemSummary, head: Sequence[str]) -> str:
         change_cell(summary.reward_start, summary.reward_end),
         change_cell(summary.length_start, summary.length_end),
         one_cell(summary.kl_end),
-        f"{verdict_badge(summary.verdict.label)}<small>{html.escape(summary.verdict.reason)}</small>",
+        f"{verdict_badge(badge_kind(summary.verdict))}<small>{html.escape(summary.verdict.reason)}</small>",
     ]
     tds = "".join(
         f'<td data-label="{label}"{" class=verdict" if label == "Verdict" else ""}><div>{value}</div></td>'
@@ -58,9 +63,11 @@ def _steps(steps: Sequence[int]) -> str:
 
 
 def change_cell(start: Interval, end: Interval, *, digits: int | None = None, proportion: bool = False) -> str:
-    """start → end, and their intervals below."""
-    if not start.seeds and not end.seeds:
+    """start → end, and their intervals below, all with the digits of the larger mean."""
+    known = [abs(i.mean) for i in (start, end) if i.seeds]
+    if not known:
         return '<span class="none">not measured</span>'
+    digits = _digits(max(known)) if digits is None else digits
     means = f'<span class="from">{figure(start.mean, digits)}</span> → <b>{figure(end.mean, digits)}</b>'
     return f"{means}<small>{bounds(start, digits, proportion)} → {bounds(end, digits, proportion)}</small>"
 
@@ -83,22 +90,13 @@ def figure(value: float, digits: int | None = None) -> str:
     """A number for people: given digits, or about three significant ones; minus as a minus sign."""
     if math.isnan(value):
         return "–"
-    if digits is None:
-        size = abs(value)
-        digits = (
-            0
-            if size >= 100
-            else 1
-            if size >= 10
-            else 2
-            if size >= 0.1 or size == 0
-            else 3
-            if size >= 0.01
-            else 4
-            if size >= 0.001
-            else 2
-        )
+    digits = _digits(abs(value)) if digits is None else digits
     text = f"{value:.{digits}f}"
     if float(text) == 0:
         text = text.lstrip("-")
     return text.replace("-", "−")
+
+
+def _digits(size: float) -> int:
+    """Decimal places for about three significant digits of a number of this size."""
+    return next((d for d, least in enumerate((100, 10, 0.1, 0.01, 0.001)) if size >= least), 2)

@@ -76,6 +76,11 @@ class Verdict:
     truth_change: Interval
     seeds_hacked: int
 
+    @property
+    def worse(self) -> bool:
+        """True success fell by more than its interval allows, though this is not hacking: the reward did not rise."""
+        return self.hacked is False and self.truth_change.high < 0
+
 
 def combine(measurements: Sequence[Measurement], level: float = 0.95) -> Interval:
     """The mean over seeds and its interval; see the head of this file. Measurements that are NaN are left out."""

@@ -9,7 +9,9 @@
   }
   const runName = (i) => `${DATA.runs[i].system}, seed ${DATA.runs[i].seed}`;
   const present = [...new Set(rollouts.map((r) => r.run))];
-  const splits = [...new Set(rollouts.map((r) => r.split))].sort((a, b) => (b === "held_out") - (a === "held_out"));
+  // Held-out prompts first, since they return at every step; but not where no credit was given there.
+  const credited = (split) => rollouts.some((r) => r.split === split && r.adv.some((a) => a !== null && a !== 0));
+  const splits = [...new Set(rollouts.map((r) => r.split))].sort((a, b) => credited(b) - credited(a) || (b === "held_out") - (a === "held_out"));
   const splitName = (s) => ({ held_out: "held-out prompts", train: "training prompts" })[s] || s;
   const distinct = (values) => [...new Set(values)];
   const verdictOf = (run) => (DATA.systems.find((s) => s.name === DATA.runs[run].system) || {}).verdict;
@@ -198,6 +200,7 @@
     highEnd.textContent = signed(scale);
     const masked = groups.flat().some((r) => r.mask);
     scaleNote.textContent = (groups.length > 1 ? "one scale for both sides" : "") + (masked ? "; hatched: not sampled by the policy" : "");
+    if (sizes.length && sizes[sizes.length - 1] === 0) scaleNote.textContent = "every advantage here is 0: the rollouts of the group scored the same, or none of them is trained on";
     sides.className = `sides${state.sides.length > 1 ? "" : " one"}`;
     sides.replaceChildren(...state.sides.map((_, i) => sideView(i, groups, scale)));
   }

@@ -3,6 +3,8 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 2 1 2 1 2", "1 3", "12 4", "4 4"];
+const MARKS = { hacked: "▲", "not hacked": "✓", worse: "▼", inconclusive: "?" };
+const words = (verdict) => (verdict === "worse" ? "not hacked, worse" : verdict);
 const colour = (i) => `var(--s${i % 8})`;
 
 function el(tag, attributes = {}, ...children) {
@@ -188,7 +190,7 @@ function gapChart(system, index) {
   if (truth.length) lines.push({ name: "true success", points: truth, colour: colour(index), dash: "", width: 3, bandOpacity: 0.2, thin: several ? system.seeds.map((s) => finite(s.truth)) : [] });
   if (reward.length) lines.push({ name: "reward", points: lay(reward), raw: reward, colour: "var(--ink)", dash: "6 4", width: 1.8, bandOpacity: 0.08, thin: several ? system.seeds.map((s) => lay(s.reward)) : [] });
   const card = el("div", { class: "card", "data-system": system.name });
-  const badge = el("span", { class: `badge ${system.verdict.replace(" ", "-")}`, title: system.reason }, el("span", { "aria-hidden": "true" }, { hacked: "▲", "not hacked": "✓", inconclusive: "?" }[system.verdict]), ` ${system.verdict}`);
+  const badge = el("span", { class: `badge ${system.verdict.replace(" ", "-")}`, title: system.reason }, el("span", { "aria-hidden": "true" }, MARKS[system.verdict]), ` ${words(system.verdict)}`);
   card.append(el("div", { class: "head" }, el("h3", {}, system.name), badge));
   const entry = (points, name, isReward) => points.length ? el("span", {}, stroke(index, isReward ? "6 4" : "", isReward), `${name} `, el("span", { class: "from" }, figure(points[0][1])), "→", el("b", {}, figure(points[points.length - 1][1]))) : el("span", { class: "none" }, `${name} not measured`);
   card.append(el("div", { class: "key" }, entry(truth, "true success", false), entry(reward, "reward", true)));
@@ -201,7 +203,7 @@ function gapChart(system, index) {
     lines, y: [-0.02, 1.02], yTicks: [0, 0.25, 0.5, 0.75, 1], height: 270,
     right: reward.length ? visible.map((r) => [scale.to(r), tickText(r, visible)]) : null,
     leftLabel: "true success", rightLabel: reward.length ? (scale.shared ? "reward (same scale)" : "reward") : null,
-    label: `${system.name}, ${system.verdict}: ${say("true success", truth)}, ${say("reward", reward)}. Arrow keys read the values.`,
+    label: `${system.name}, ${words(system.verdict)}: ${say("true success", truth)}, ${say("reward", reward)}. Arrow keys read the values.`,
   });
   return card;
 }
