@@ -284,8 +284,8 @@ def test_no_cache(server, client):
 def test_unreadable_cache_entry_is_bought_again(server, client):
     model = client()
     model.chat(["a"])
-    for key in list(model._cache):
-        model._cache.set(key, '{"text": ')
+    for key in list(model.kept.store):
+        model.kept.store.set(key, '{"text": ')
     assert client().chat(["a"])[0].text == "echo: a" and server.count == 2
     assert client().chat(["a"])[0].cached
 

@@ -22,9 +22,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
+import os
 import random
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from guerdon.extras import require
 from guerdon.lm import answers
 from guerdon.lm.background import InFlight, background_loop, run
 from guerdon.lm.chat import ChatPrompt, Reply, as_messages, numbered, request_key
+from guerdon.lm.kept import KeptAnswers
 from guerdon.lm.load import cache_root
 
 logger = logging.getLogger(__name__)
@@ -87,12 +87,8 @@ class RemoteModel:
         self.backoff_s, self.max_backoff_s, self.max_retry_after_s = backoff_s, max_backoff_s, max_retry_after_s
         self.extra, self.max_tokens_field = dict(extra or {}), max_tokens_field
         self._openai = require("openai", extra="judge")
-        self._cache_dir = (
-            None
-            if cache is False
-            else Path(cache_root() / "replies" if cache is None or cache is True else cache).expanduser().absolute()
-        )
-        self._cache = _open_cache(self._cache_dir) if self._cache_dir is not None else None
+        default = cache is None or cache is True
+        self.kept = None if cache is False else KeptAnswers(cache_root() / "replies" if default else str(cache))
         self._live: tuple[asyncio.AbstractEventLoop, Any, asyncio.Semaphore] | None = None
         self._jitter = random.Random()  # waits only; no result depends on it
         self._refused: str | None = None
@@ -272,13 +268,17 @@ class RemoteModel:
             self._live = (loop, self._client(), asyncio.Semaphore(self.concurrency))
         key = request_key(str(self._live[1].base_url), kind, body, draw)
         if (kept := self._recall(key)) is not None:
-            self.counts["cache_hits"] += 1
             return kept
         flight = _IN_FLIGHT.setdefault(id(loop), InFlight())
-        scope = str(self._cache_dir) if self._cache_dir is not None else id(self)
+        scope = str(self.kept.folder) if self.kept is not None else id(self)
         reply, joined = await flight.join((scope, key), lambda wanted: self._buy(kind, body, key, wanted))
         self.counts["joined"] += joined
         return answers.as_cached(reply) if joined and reply.ok else reply
+
+    def _recall(self, key: str) -> Reply | None:
+        reply = self.kept.get(key) if self.kept is not None else None
+        self.counts["cache_hits"] += reply is not None
+        return reply
 
     async def _buy(self, kind: str, body: dict[str, Any], key: str, wanted: Callable[[], bool]) -> Reply:
         assert self._live is not None
@@ -289,12 +289,12 @@ class RemoteModel:
             if self._refused is not None:
                 return Reply(None, self._refused, retryable=False)
             if (kept := self._recall(key)) is not None:  # another client may have bought it while this one queued
-                self.counts["cache_hits"] += 1
                 return kept
             reply = await self._tries(client, kind, body)
         if reply.ok:
             self.counts.update(prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
-            self._keep(key, reply)
+            if self.kept is not None:
+                self.kept.put(key, reply)
         else:
             self.counts["failed"] += 1
         return reply
@@ -359,60 +359,8 @@ class RemoteModel:
     def _client(self) -> Any:
         key = self._api_key
         if key is None and self.base_url is not None:
-            import os
-
             key = os.environ.get("OPENAI_API_KEY") or "none"  # the client insists on one
         try:
             return self._openai.AsyncOpenAI(api_key=key, base_url=self.base_url, max_retries=0, timeout=self.timeout_s)
         except self._openai.OpenAIError as error:
             raise ConfigError(f"{self.model}: {error}; set OPENAI_API_KEY or pass api_key=") from error
-
-    # -- the cache ---------------------------------------------------------------------------------------------------------------
-
-    def _recall(self, key: str) -> Reply | None:
-        if self._cache is None:
-            return None
-        try:
-            kept = self._cache.get(key)
-            return answers.as_cached(Reply.from_json(kept)) if kept is not None else None
-        except self._cache_errors as error:  # unreadable: bought again, and written anew
-            logger.warning(
-                "the cached answer %s in %s cannot be read (%s); asking again", key[:12], self._cache_dir, error
-            )
-            return None
-
-    def _keep(self, key: str, reply: Reply) -> None:
-        if self._cache is None:
-            return
-        try:
-            self._cache.set(key, reply.to_json())
-        except self._cache_errors as error:  # a full disk must not cost the answer that is in hand
-            logger.warning("an answer could not be kept in %s (%s); it would be bought again", self._cache_dir, error)
-
-    @property
-    def _cache_errors(self) -> tuple[type[Exception], ...]:
-        import zlib
-
-        return (
-            sqlite3.Error,
-            OSError,
-            zlib.error,
-            ValueError,
-            TypeError,
-            KeyError,
-            require("diskcache", extra="judge").Timeout,
-        )
-
-
-def _open_cache(folder: Path) -> Any:
-    diskcache = require("diskcache", extra="judge")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # JSON and not pickle: a cache folder may be shared, and unpickling runs code. Nothing is ever evicted.
-        return diskcache.Cache(
-            str(folder), disk=diskcache.JSONDisk, eviction_policy="none", size_limit=math.inf, timeout=30
-        )
-    except (OSError, sqlite3.Error) as error:
-        raise ConfigError(
-            f"the cache folder {folder} cannot be used ({error}); pass cache= another folder, or cache=False"
-        ) from error
