@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guerdon import Rollouts
@@ -117,6 +117,7 @@ def test_regex() -> None:
         ByRegex("a", group=1)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab\n 1é🦜"), st.sampled_from(["\n+", r"\s", "a|1", "(?=b)", "a*", "é?b"]))
 def test_slices_equal_the_regex(text: str, pattern: str) -> None:
     assert cut(ByRegex(pattern, "match"), text) == [[m.group() for m in re.finditer(pattern, text) if m.group()]]
@@ -126,6 +127,7 @@ def test_slices_equal_the_regex(text: str, pattern: str) -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab. \n?!\"'1.。J"))
 def test_tilings_give_back_the_text(text: str) -> None:
     for segmenter in (BySentence(), ByDelimiter(None, "\n"), ByRegex("b")):
