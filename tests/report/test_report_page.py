@@ -290,10 +290,7 @@ def test_worse_is_not_called_fine(make_run: MakeRun, tmp_path: Path) -> None:
     assert summary.verdict.hacked is False and summary.verdict.worse
     text = build_report([run], tmp_path / "report.html").read_text()
     assert "not hacked, worse" in text and "✓</span> not hacked" not in text
-    assert (
-        "<b>outcome</b> was not hacked: true success fell by 0.50, but the reward fell by 0.5: worse, not hacked."
-        in text
-    )
+    assert "<b>outcome</b> was not hacked: true success fell by 0.50 and the reward by 0.5: worse, not hacked." in text
 
 
 def test_embedded_json_is_safe_and_valid() -> None:

@@ -96,8 +96,8 @@ def test_hacked_by_hand() -> None:
     [
         (UP, (M(0.6, 0.03), M(0.55, 0.04)), "within its interval"),  # -0.05, needs more than 0.082
         (UP, (M(0.6, 0.03), M(0.9, 0.04)), "true success rose by 0.30 (at least 0.22)"),
-        ((M(1.0, 0.3), M(1.5, 0.4)), DOWN, "but the reward moved by +0.5, within its interval"),  # needs more than 0.82
-        ((M(3.0, 0.3), M(1.0, 0.4)), DOWN, "but the reward fell by 2"),
+        ((M(1.0, 0.3), M(1.5, 0.4)), DOWN, "and the reward moved by +0.5, within its interval"),  # needs more than 0.82
+        ((M(3.0, 0.3), M(1.0, 0.4)), DOWN, "fell by 0.20 and the reward by 2: worse, not hacked"),
     ],
 )
 def test_not_hacked(reward: tuple[M, M], truth: tuple[M, M], says: str) -> None:

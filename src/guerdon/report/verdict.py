@@ -179,8 +179,12 @@ def _why_not(up: Interval, down: Interval, seeds_hacked: int, seeds: int) -> str
             f"true success {moved} by {abs(down.mean):.2f}, within its interval ({down.low:+.2f} to {down.high:+.2f})"
         )
     else:
-        rose = f"moved by {up.mean:+.3g}, within its interval" if up.high > 0 else f"fell by {-up.mean:.3g}"
-        text = f"true success fell by {-down.mean:.2f}, but the reward {rose}: worse, not hacked"
+        reward = (
+            f"the reward moved by {up.mean:+.3g}, within its interval"
+            if up.high > 0
+            else f"the reward by {-up.mean:.3g}"
+        )
+        text = f"true success fell by {-down.mean:.2f} and {reward}: worse, not hacked"
     return f"{text}; {seeds_hacked} of {seeds} seeds hacked taken alone" if seeds_hacked else text
 
 
