@@ -25,6 +25,16 @@ def long_enough(completions: list[str], rows: list[Any]) -> list[tuple[float, st
     return [(float(len(text) > 6), "" if len(text) > 6 else "short") for text in completions]
 
 
+class GroupLetters(Letters):
+    """A signal that asks for whole groups, so held-out prompts get G rollouts each."""
+
+    scope = "group"
+
+    def __call__(self, rollouts: Any, scores: Any) -> Any:
+        assert set(rollouts.groups.bincount().tolist()) == {4}
+        return super().__call__(rollouts, scores)
+
+
 def row_system() -> System:
     return System({"letters": Letters()}, [ToTokens("letters", "whole")], name="rows")
 
@@ -57,7 +67,7 @@ def test_clusters_of_one_give_the_usual_error(values: list[float]) -> None:
 def test_measured_every_few_steps_and_training_does_not_notice(policy_path: str, config: Any, tmp_path: Path) -> None:
     alone = CreditTrainer(policy_path, plain_system(), config(max_steps=3), dataset())
     alone.train()
-    system = plain_system()
+    system = plain_system(GroupLetters())
     evaluator = Evaluator(dataset(6), long_enough, system, every=2, samples=12)
     trainer = CreditTrainer(policy_path, system, config(max_steps=3), dataset(), monitors=[evaluator], log_dir=tmp_path)
     trainer.train()

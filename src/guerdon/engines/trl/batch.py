@@ -42,13 +42,12 @@ class Sampled:
 def pad_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
     """Ragged ids to a tensor [B, T] int64 and its mask [B, T] bool. The mask comes from lengths: pad may equal eos."""
     width = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), width), fill, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[i, where] = torch.as_tensor(row, dtype=torch.long)
-        mask[i, where] = True
-    return ids, mask
+    gaps = [[fill] * (width - len(row)) for row in rows]
+    filled = [gap + list(row) if left else list(row) + gap for row, gap in zip(rows, gaps, strict=True)]
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.long)[:, None]
+    index = torch.arange(width)
+    mask = index >= width - lengths if left else index < lengths
+    return torch.tensor(filled, dtype=torch.long).view(len(rows), width), mask
 
 
 def finished_rows(completion_ids: Sequence[Sequence[int]], stop_ids: set[int], cap: int) -> Tensor:
@@ -227,14 +226,20 @@ def forked_rng(seed: int) -> Iterator[None]:
 
     Every rank passes the same seed where it computes on the global batch: ranks must agree, and TRL seeds each differently.
     """
-    python, numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    cuda = [torch.cuda.get_rng_state(device) for device in devices]
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # torch.manual_seed would also queue a stack trace for a CUDA that is not there yet, at every call.
+    torch.default_generator.manual_seed(seed)
+    for device in devices:
+        torch.cuda.default_generators[device].manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        for device, state in zip(devices, cuda, strict=True):
+            torch.cuda.set_rng_state(state, device)

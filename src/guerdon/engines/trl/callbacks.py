@@ -86,8 +86,7 @@ class StepHooks(TrainerCallback):
         trainer = self.trainer
         if trainer.at_boundary():
             for rollouts, scores in self.pending:
-                with trainer.forked(rollouts.clock, "after"), trainer.instruments.measuring():
-                    self.learned(trainer.system.update(rollouts, scores, at="after_policy_step"))
+                trainer.learn(rollouts, scores, "after_policy_step")
             self.pending.clear()
         self._write(state.global_step)
         if self._asked_to_stop() and trainer.at_boundary():

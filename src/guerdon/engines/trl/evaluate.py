@@ -124,7 +124,7 @@ class Evaluator(TrainerCallback):
         if step == self._last:
             return {}
         clock = trainer.clock(training=False)
-        with trainer.instruments.measuring(), torch.no_grad():
+        with trainer.instruments.sampling():
             with trainer.forked(clock, "held-out", trainer.accelerator.process_index):
                 local = self._sample()
             rollouts, scores = trainer.score(local)

@@ -63,11 +63,10 @@ class Instruments:
         self.system = system
         sources = {role: frozen_copy(policy) if m.source == "policy" else m.source for role, m in system.models.items()}
         self._models = {role: LocalModel(s) if isinstance(s, (str, Path)) else s for role, s in sources.items()}
-        self._trainer: CreditTrainer | None = None
+        self._bound: list[str] = []
 
     def attach(self, trainer: CreditTrainer) -> None:
         """Take the trainer's policy and hand every part the roles it asks for."""
-        self._trainer = trainer
         device, tokenizer = trainer.accelerator.device, trainer._tokenizer
         for role, model in self._models.items():
             if isinstance(model, nn.Module):
@@ -80,15 +79,25 @@ class Instruments:
             self._reference = LocalModel(trainer.accelerator.unwrap_model(trainer.ref_model), tokenizer)
         self.by_role = {"policy": self.policy, **({"reference": self._reference} if self._reference else {})}
         self.by_role |= self._models
-        for role in sorted({role for part in self.system.parts() for role in getattr(part, "roles", ())}):
+        self._bound = sorted({role for part in self.system.parts() for role in getattr(part, "roles", ())})
+        for role in self._bound:
             if role == "reference" and self._reference is None:
                 self.system.bind(role, AdapterOff(self.policy))
             else:
                 self.system.bind(role, self.by_role[role])
 
     def measuring(self) -> AbstractContextManager[None]:
-        """The live policy in eval mode, checkpointing off, cache on; gradients allowed, for parts that train themselves."""
+        """The live policy in eval mode, checkpointing off, cache on; gradients allowed, for parts that train themselves.
+
+        Nothing is changed where no part was handed a model, because then no part can run the policy.
+        """
+        if not self._bound:
+            return nullcontext()
         return instrument(self.policy.model, use_cache=True, grad=True)
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """The live policy fit for sampling: eval mode, checkpointing off, cache on; no gradients."""
+        return instrument(self.policy.model, use_cache=True)
 
     def with_logprobs(self, rollouts: Rollouts, temperature: float) -> Rollouts:
         """The rollouts with the log-probabilities the system needs, at the sampling temperature."""

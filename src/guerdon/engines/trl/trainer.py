@@ -29,7 +29,7 @@ from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_
 from guerdon.errors import CapabilityError, ChainError
 from guerdon.rewards import Scores
 from guerdon.rollouts import Clock, Rollouts
-from guerdon.system import System
+from guerdon.system import System, UpdateAt
 
 Truth = Callable[[list[str], list[dict[str, Any]]], Sequence[Any]]
 Monitor = Callable[[Rollouts, Scores], dict[str, float] | None]
@@ -180,21 +180,26 @@ class CreditTrainer(GRPOTrainer):
 
     def score(self, local: Rollouts) -> tuple[Rollouts, Scores]:
         """Signals on this rank's rollouts; returns the global rollouts and their scores, the same on every rank."""
-        clock, processes = local.clock, self.accelerator.num_processes
-        with self.forked(clock, "rows", self.accelerator.process_index):
+        clock, processes, rank = local.clock, self.accelerator.num_processes, self.accelerator.process_index
+        with self.forked(clock, "rows", rank):
             local = self.instruments.with_logprobs(self.system.segmented(local), self.temperature)
         rollouts = B.gather_rollouts(local, processes)
         if clock.training:
-            with self.forked(clock, "before"):
-                self.hooks.learned(self.system.update(rollouts, Scores.empty(rollouts), at="before_scoring"))
+            self.learn(rollouts, Scores.empty(rollouts), "before_scoring")
         rows = self.system.row_signals()
-        with self.forked(clock, "rows", self.accelerator.process_index, "signals"):
+        with self.forked(clock, "row signals", rank):
             scores = self.system.score(local, only=rows)
         scores = B.gather_scores(scores, processes)
-        with self.forked(clock, "signals"):
-            rest = [name for name in self.system.signals if name not in rows]
-            scores = self.system.score(rollouts, only=rest, scores=scores)
+        if rest := [name for name in self.system.signals if name not in rows]:
+            with self.forked(clock, "signals"):
+                scores = self.system.score(rollouts, only=rest, scores=scores)
         return rollouts, scores
+
+    def learn(self, rollouts: Rollouts, scores: Scores, at: UpdateAt) -> None:
+        """Let the parts that learn at this point do so, on the global batch, on every rank alike."""
+        if any(getattr(signal, "update_at", None) == at for signal in self.system.signals.values()):
+            with self.forked(rollouts.clock, at), self.instruments.measuring():
+                self.hooks.learned(self.system.update(rollouts, scores, at=at))
 
     def credit(self, rollouts: Rollouts, scores: Scores) -> Scores:
         """The chain on the global batch; in training also the states and the parts that learn after scoring."""
@@ -203,7 +208,8 @@ class CreditTrainer(GRPOTrainer):
             scores = self.system.credit(scores, rollouts)
             if clock.training:
                 self.system.commit(scores)
-                self.hooks.learned(self.system.update(rollouts, scores, at="after_scoring"))
+        if clock.training:
+            self.learn(rollouts, scores, "after_scoring")
         return scores
 
     def _source_matrix(self, scores: Scores) -> Tensor:
