@@ -27,6 +27,8 @@ from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
 MODES = ("sr", "pr", "pr_clip", "pr_delta", "pr_clip_delta")
 SLIP_MODES = ("sr", "pr_clip", "pr_clip_delta")
 LAST = 40  # "ends with": mean over the last updates
+# The criterion for the world with wrong steps was written after looking at seeds 0 to 4, so it is put to others.
+FRESH = 100
 WINDOW = 10  # "learned": the mean over so many updates reaches 0.9 solved
 
 
@@ -53,10 +55,10 @@ def reproduce(budget: Budget) -> Reproduction:
     updates = 3 if budget.smoke else 400
     runs: dict[tuple[str, str], list[Trace]] = {}
     plain, slips = UsefulSteps(), UsefulSteps(slips=True)
-    for world, task, modes in (("", plain, MODES), ("wrong steps", slips, SLIP_MODES)):
+    for world, task, modes, first in (("", plain, MODES, 0), ("wrong steps", slips, SLIP_MODES, FRESH)):
         for mode in modes:
             budget.say(f"{mode} {world}")
-            runs[mode, world] = [run_mode(mode, task, seed, updates) for seed in seeds]
+            runs[mode, world] = [run_mode(mode, task, first + seed, updates) for seed in seeds]
     table = [
         {
             "world": world or "chain",
@@ -76,9 +78,11 @@ def reproduce(budget: Budget) -> Reproduction:
         seeds=seeds,
         table=table,
         curves={mode: {"x": list(range(updates)), "y": [run.steps for run in runs[mode, ""]]} for mode in MODES},
-        axes=("update", "steps in an episode (budget 12, shortest solution 4)"),
+        axes=("update", "steps in an episode (budget 12, needed 4)"),
         notes=[
             "Table: mean [least, greatest] over seeds of the last 40 updates.",
+            "The claim about wrong steps is ours, not the paper's. Its criterion was written after a look at seeds 0 to 4, so that "
+            "world is run on seeds from 100 on.",
             "On the plain chain sr and pr_clip_delta "
             + ("are the same run, number for number" if same else "differ")
             + ": every step but a premature answer scores well, Clip makes good scores 0, and Delta drops the last step's.",
@@ -124,7 +128,7 @@ def _claims(runs: dict[tuple[str, str], list[Trace]], cap: int) -> list[Claim]:
         ),
         Claim(
             "where wrong steps exist, pr_clip_delta reaches 0.9 solved in fewer updates than sr, in at least 4 of 5 seeds "
-            "(this project's own addition)",
+            "(this project's own addition, on fresh seeds)",
             enough(sooner),
             held_in(sooner),
         ),
