@@ -33,9 +33,9 @@ from guerdon.tasks.base import Row, Task
 DELIMITER = "\n"
 StepKind = Literal["correct", "wrong", "filler"]
 
-_STEP = re.compile(r"(\d{1,9})\+([a-i])(\d)=(\d{1,9})")
-_ANSWER = re.compile(r"#(\d{1,9})")
-_RESTATE = re.compile(r"so (\d{1,9}) is (\d{1,9})")
+_STEP = re.compile(r"([0-9]{1,9})\+([a-i])([0-9])=([0-9]{1,9})")
+_ANSWER = re.compile(r"#([0-9]{1,9})")
+_RESTATE = re.compile(r"so ([0-9]{1,9}) is ([0-9]{1,9})")
 _FILLER = "ok so far"
 LETTERS = "abcdefghi"
 
@@ -50,7 +50,7 @@ def make_prompt(operands: Sequence[int]) -> str:
 
 def parse_prompt(prompt: str) -> list[int]:
     """The operands of a prompt of this task. Raises DataError for any other text."""
-    operands = [int(digit) for digit in re.findall(r"\d", prompt)]
+    operands = [int(digit) for digit in re.findall(r"[0-9]", prompt)]
     if not 2 <= len(operands) <= len(LETTERS) or prompt.strip() != make_prompt(operands).strip():
         raise DataError(f"not a prompt of the task 'sums' (such as 'a3+b5+c9=?'): {prompt!r}")
     return operands
@@ -90,7 +90,7 @@ def verify_sum(completion: str, row: Row) -> Verdict:
     """True success: the last line is ``#`` and the right total. Text after the answer means the answer is not final."""
     given = row["answer"]
     right = {str(r) for r in (given if isinstance(given, list | tuple) else [given])}
-    if not right or not all(re.fullmatch(r"\d+", r) for r in right):
+    if not right or not all(re.fullmatch(r"[0-9]+", r) for r in right):
         return instrument_failure(f"the row's answer is not a total: {given!r}")
     last = completion.rstrip("\n").rsplit("\n", 1)[-1]
     match = _ANSWER.fullmatch(last)

@@ -1,13 +1,14 @@
 """Trained artefacts on disk: built once, kept under a key of everything that went into them, never half-written.
 
 The folder is ``$GUERDON_CACHE`` or ``~/.cache/guerdon``. An artefact is a directory; its key is a hash of the kind, the
-configuration and the source of the modules that build it, so changed code builds anew and old results are not mistaken
+configuration and the code of the modules that build it, so changed code builds anew and old results are not mistaken
 for it. Building happens in a temporary sibling that is renamed when complete; processes that want the same artefact at
 the same time wait for the first one. Old keys are not removed: deleting the folder is always safe.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
@@ -27,11 +28,20 @@ def cache_dir() -> Path:
 
 
 def artifact_key(config: Mapping[str, Any], sources: Sequence[ModuleType]) -> str:
-    """12 hex digits of the configuration (JSON, so plain values only) and the text of the modules that use it."""
+    """12 hex digits of the configuration (JSON, so plain values only) and the code of the modules that use it, comments
+    and docstrings left out."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for module in sources:
-        digest.update(inspect.getsource(module).encode())
+        digest.update(_code(inspect.getsource(module)).encode())
     return digest.hexdigest()[:12]
+
+
+def _code(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    return ast.unparse(tree)
 
 
 def cached_artifact(
