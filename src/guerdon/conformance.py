@@ -18,6 +18,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _number_difference(actual: Any, expected: float, rtol: float, atol: float, a
     if not isinstance(actual, int | float):
         return f"{at}: expected {expected}, got {_shown(actual)}"
     if isinstance(actual, int) and isinstance(expected, int):  # exact: integers may be larger than floats can hold
-        close = actual == expected or abs(actual - expected) <= atol + rtol * abs(expected)
+        close = abs(actual - expected) <= Fraction(atol) + Fraction(rtol) * abs(expected)
     elif math.isnan(expected) or math.isnan(actual):
         close = math.isnan(expected) and math.isnan(actual)
     elif math.isinf(expected) or math.isinf(actual):

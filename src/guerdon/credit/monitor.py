@@ -43,7 +43,7 @@ class WatchSteps(LinkBase):
         counts = rewards.spans.counts[live].double()
         if not len(counts):
             return scores
-        median = float(counts.median())
+        median = float(counts.quantile(0.5))
         if self.warn_single and median <= 1 and len(counts) > 1:
             warnings.warn(
                 f"the median completion has one span in {self.name!r}: is the step delimiter right? Credit across steps has nothing to act on",

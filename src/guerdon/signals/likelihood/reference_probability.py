@@ -91,7 +91,7 @@ def splice_reference(response: str, reference: str, mode: Mode = "R1") -> Splice
     tags = ("<think>", "</think>", "<answer>") if mode == "R1" else ("<answer>",)
     for tag in tags:
         if response.count(tag) != 1:
-            return Splice("", 0, 0, f"{response.count(tag)} times {tag}, expected once")
+            return Splice("", 0, 0, f"{tag} occurs {response.count(tag)} times, expected once")
     places = [response.index(tag) for tag in tags]
     if places != sorted(places):
         return Splice("", 0, 0, f"the tags are not in the order {' '.join(tags)}")
