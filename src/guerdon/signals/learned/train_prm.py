@@ -122,7 +122,7 @@ def train_prm(
         for number, stage in enumerate(stages, 1):
             set_trainable(model, stage.trains)
             description = f"process reward model, stage {number} ({stage.trains})"
-            batches = [b for _ in range(stage.epochs) for b in torch.randperm(len(rows)).split(batch_size)]
+            batches = [b for _ in range(stage.epochs) for b in similar_lengths([len(r) for r in rows], batch_size)]
             losses += _run_stage(
                 model,
                 tokenizer.pad_token_id,
@@ -179,6 +179,16 @@ def _run_stage(
         optimizer.step()
         losses.append(loss_sum)
     return losses
+
+
+def similar_lengths(lengths: Sequence[int], batch_size: int, window: int = 8) -> list[Tensor]:
+    """A shuffled epoch of batches (row indices), each of similar lengths so that little is padding: rows are shuffled,
+    sorted by length within `window` batches, and the batches shuffled."""
+    sizes = torch.tensor(lengths)
+    batches = []
+    for chunk in torch.randperm(len(sizes)).split(batch_size * window):
+        batches += chunk[sizes[chunk].argsort(stable=True)].split(batch_size)
+    return [batches[i] for i in torch.randperm(len(batches)).tolist()]
 
 
 def new_classifier(base: Any, tokenizer: Any, auto_class: str, *, num_labels: int) -> tuple[Any, Any]:
