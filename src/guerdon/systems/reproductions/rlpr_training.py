@@ -1,0 +1,177 @@
+"""Training a tiny policy on the task "references" under a system, through the real trainer, one JSON record for each run.
+
+Half of the questions have a number as reference, half a few words around the number which the policy cannot foresee (see
+`guerdon.tasks.references`). Arms differ in the reward alone; budget, prompts, and sampling are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guerdon.credit import group_stats
+from guerdon.rewards import Scores
+from guerdon.rollouts import Rollouts
+from guerdon.system import System
+from guerdon.systems.rlpr import rlpr
+from guerdon.tasks.references import HALVES, Habits, references, references_policy
+
+MEAN, PRODUCT = "mean probability (RLPR)", "product"
+MEAN_PLAIN, PRODUCT_STEADIED = "mean probability alone", "product, debiased and filtered"
+ARMS: dict[str, Callable[[], System]] = {
+    MEAN: lambda: rlpr(format_mode="R1_nothink"),
+    PRODUCT: lambda: rlpr(format_mode="R1_nothink", aggregation="prod_prob", debias=False, std_beta=None),
+    MEAN_PLAIN: lambda: rlpr(format_mode="R1_nothink", debias=False, std_beta=None),
+    PRODUCT_STEADIED: lambda: rlpr(format_mode="R1_nothink", aggregation="prod_prob"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement of `samples` held-out rollouts every `every`."""
+
+    steps: int = 60
+    prompts: int = 8
+    group: int = 8
+    lr: float = 5e-4
+    every: int = 15
+    samples: int = 512
+    tokens: int = 72
+
+
+SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=8, tokens=24)
+
+
+@dataclass
+class Run:
+    """What a run showed: held-out exact match by half at `x` steps; for each step the group stds of the reward and the share kept."""
+
+    x: list[int] = field(default_factory=list)
+    short: list[float] = field(default_factory=list)
+    long: list[float] = field(default_factory=list)
+    stds: list[list[float]] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+
+    @property
+    def both(self) -> list[float]:
+        return [(a + b) / 2 for a, b in zip(self.short, self.long, strict=True)]
+
+
+class Exact:
+    """The evaluator's truth: the task's verifier, remembering each half's exact match."""
+
+    def __init__(self, task: Any, run: Run) -> None:
+        self.task, self.run = task, run
+
+    def __call__(self, completions: Sequence[str], rows: Sequence[Any]) -> list[Any]:
+        verdicts = self.task.true_success(completions, rows)
+        for half in HALVES:
+            values = [verdict.value for verdict, row in zip(verdicts, rows, strict=True) if row["half"] == half]
+            getattr(self.run, half).append(sum(values) / len(values))
+        return verdicts
+
+
+class GroupStds:
+    """Monitor: the group stds of the optimised reward before the filter, and the share of rows it kept."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> None:
+        assert scores.reward is not None
+        std = group_stats(scores.reward, rollouts.groups, singleton="nan").std
+        first = {group: row for row, group in reversed(list(enumerate(rollouts.groups.tolist())))}
+        self.run.stds.append([float(std[row]) for row in sorted(first.values())])
+        self.run.kept.append(float(scores.keep.float().mean()))
+
+
+def starting_policy(smoke: bool) -> str:
+    """The warm-started policy of the task; a far smaller, hardly trained one for a smoke run."""
+    if not smoke:
+        return references_policy()
+    from guerdon.tasks.tiny import TinyConfig
+
+    return references_policy(steps=3, habits=Habits(), config=TinyConfig(hidden=16, layers=1, heads=2, intermediate=16))
+
+
+def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
+    """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
+    name = "".join(c if c.isalnum() else "-" for c in arm)
+    file = folder / f"{name}-{seed}.json" if folder else None
+    asked = {"arm": str(ARMS[arm]()), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
+    if file is not None and file.exists():
+        record = json.loads(file.read_text())
+        if record["asked"] == asked:
+            return Run(**record["run"])
+    run = train(ARMS[arm](), seed, plan, policy)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".part")
+        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
+        draft.replace(file)
+    return run
+
+
+def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
+    """Train the policy under a system with GRPO as the paper has it: clip 0.2 / 0.27, no KL, token-mean loss, temperature 1."""
+    from transformers import PrinterCallback
+    from trl import GRPOConfig
+
+    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog
+    from guerdon.lm.load import load_tokenizer
+
+    task, run = references(), Run()
+    evaluator = Evaluator(
+        list(task.to_dataset("held_out")),
+        Exact(task, run),
+        system,
+        every=plan.every,
+        samples=plan.samples,
+        batch_size=256,
+        kl=False,
+    )
+    rollouts = plan.prompts * plan.group
+    with tempfile.TemporaryDirectory() as scratch:
+        args = GRPOConfig(
+            scratch,
+            max_steps=plan.steps,
+            per_device_train_batch_size=rollouts,
+            num_generations=plan.group,
+            max_completion_length=plan.tokens,
+            learning_rate=plan.lr,
+            lr_scheduler_type="constant",
+            temperature=1.0,
+            beta=0.0,
+            epsilon=0.2,
+            epsilon_high=0.27,
+            loss_type="dapo",
+            seed=seed,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+        )
+        trainer = CreditTrainer(
+            policy,
+            system,
+            args=args,
+            train_dataset=task.to_dataset("train"),
+            processing_class=load_tokenizer(policy),
+            monitors=[evaluator, GroupStds(run)],
+            rollout_log=RolloutLog(every=0),
+            log_dir=scratch,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        records = [json.loads(line) for line in (Path(scratch) / "eval.jsonl").read_text().splitlines()]
+    run.x = [record["step"] for record in records]
+    return run

