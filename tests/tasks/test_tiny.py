@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_warm_start_is_cached_saved_and_loads_from_its_path(cache):
     model = AutoModelForCausalLM.from_pretrained(path)
     assert model.config._name_or_path == path  # TRL reloads the reference from here
     assert model.config.eos_token_id == AutoTokenizer.from_pretrained(path).eos_token_id
-    card = json.loads(open(path + "/card.json").read())
+    card = json.loads((Path(path) / "card.json").read_text())
     assert card["loss_last"] < 0.9 * card["loss_first"]
     assert 0 <= card["held_out"]["true_success"] <= 1
     assert not [p for p in cache.iterdir() if p.name.startswith(".")]  # no scratch left
