@@ -20,7 +20,7 @@ from guerdon.signals.learned import (
     train_prm,
     train_rm,
 )
-from guerdon.signals.learned.scalar import encode_pair, score_rows
+from guerdon.signals.learned.scalar import encode_pair
 from guerdon.signals.learned.tiny_prm import labelled_solutions, noisy_solution, score_statistics
 from guerdon.signals.learned.train_prm import encode_solutions, similar_lengths, step_loss
 from guerdon.tasks.arithmetic import is_held_out, label_steps
@@ -222,6 +222,5 @@ def test_train_rm_learns_a_preference():
     result = train_rm(model, pairs, lr=3e-3, epochs=3, batch_size=32, reg=0.005, tokenizer=TOKENIZER)
     assert result.losses[-1] < 0.2 < 0.5 < result.losses[0]
     assert pair_accuracy(result.model, TOKENIZER, held_out) > 0.95
-    assert score_rows(result.model, *[torch.tensor([[5, 6]])] * 2).abs() < 50
     with pytest.raises(DataError):
         train_rm(model, [], tokenizer=TOKENIZER)
