@@ -87,8 +87,10 @@ def reproduce(budget: Budget) -> Reproduction:
         notes=[
             "Table: mean [least, greatest] over seeds. The policy is N(mu, 1), so the best it can reach is 3.045 at mu = 6.25 "
             "(the peak 3.125 minus 0.08 for its own variance).",
-            "Ceil 4 does well because 4 happens to lie just below the proxy score at which truth turns; PAR has no such constant, "
-            "and a constant added to every score of the reward model leaves it as it is, which the uncentred sigmoid does not survive.",
+            "Where PAR stops is where the slope of its sigmoid meets the KL penalty, some four units above the references; that truth "
+            "turns near there is how this world was made, and a reward model that is wrong nearer would be hacked under PAR too.",
+            "Ceil 4 does well because 4 lies below the score at which truth turns. A constant added to every score of the reward "
+            "model moves that point away from Ceil and from the uncentred sigmoid, and leaves PAR as it is.",
             "A toy drift, not a language model: it shows the mechanism, not the paper's win rates.",
         ],
     )
