@@ -37,7 +37,7 @@ class RunConfig(BaseModel):
     prompts_per_step: int = Field(8, ge=1, description="distinct prompts sampled for each optimiser step")
     group_size: int = Field(8, ge=1, description="rollouts of each prompt (G)")
     learning_rate: float | None = Field(
-        None, gt=0, description="default: the model's suggested one (1e-3 tiny, 1e-6 others)"
+        None, gt=0, description="default: the model's suggested one (2e-4 tiny, 1e-6 others)"
     )
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)

@@ -169,9 +169,9 @@ def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
         "top_p": config.top_p,
         "beta": config.beta,
         "loss_type": config.loss_type,
-        "learning_rate": config.learning_rate or (1e-3 if tiny else 1e-6),
+        "learning_rate": config.learning_rate or (2e-4 if tiny else 1e-6),
         "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
+        "warmup_steps": 5 if tiny else 0,  # Adam's first steps are full-sized whatever the noise
         "seed": config.seed,
         "save_steps": config.save_every or (1 if tiny else 10),
         "save_total_limit": 2,

@@ -76,14 +76,14 @@ class WarmStart:
     """The warm-start's settings: `steps` updates on `rows` rows of `row_tokens` tokens, packed with demonstrations; the
     first `clean` of them without errors (filler there is from the start).
 
-    The noise is what the policy ends up imitating; with its own mistakes, about four solutions in ten end wrong.
+    The noise is what the policy ends up imitating; with its own mistakes, about a third of the solutions end wrong.
     """
 
-    steps: int = 400
-    rows: int = 6
+    steps: int = 500
+    rows: int = 8
     row_tokens: int = 128
     clean: float = 0.6
-    lr: float = 4e-3
+    lr: float = 3e-3
     warmup: int = 30
     weight_decay: float = 0.01
     terms: tuple[int, int] = (3, 4)
@@ -93,7 +93,7 @@ class WarmStart:
 
 
 def tiny_policy(
-    seed: int = 0, steps: int = 400, *, config: TinyConfig | None = None, warm_start: WarmStart | None = None
+    seed: int = 0, steps: int = 500, *, config: TinyConfig | None = None, warm_start: WarmStart | None = None
 ) -> str:
     """Path of a warm-started tiny policy, trained on first use (about a minute on one thread) and cached.
 

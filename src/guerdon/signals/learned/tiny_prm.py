@@ -1,4 +1,4 @@
-"""The process reward model of the embedded default: mostly right about steps of "sums", and fond of filler.
+"""The process reward model of the embedded default: right about most steps of "sums", and fond of filler.
 
 It starts from the tiny policy's weights and learns from labelled noisy solutions. The labels are exact for correct (1) and
 wrong (0) lines. A filler line gets `filler_bias`, the share of annotators who would call it good: public process labels
@@ -28,11 +28,12 @@ from guerdon.tasks import arithmetic, tiny
 from guerdon.tasks.arithmetic import DELIMITER, Noise, StepKind, label_steps
 from guerdon.tasks.cache import cached_artifact
 
-# A quarter flawed lines of every kind; every seventh solution rambles, as a policy that is being hacked will.
+# Nearly half the lines are flawed: with as few errors as the policy makes, the reward model sees too few to learn them from in a
+# minute. Every seventh solution rambles, as a policy that is being hacked will.
 SAMPLED = Noise(
-    wrong_sum=0.15, wrong_operand=0.06, wrong_answer=0.1, lucky=0.3, early=0.08, filler=0.2, garbage=0.04, after=0.08
+    wrong_sum=0.35, wrong_operand=0.1, wrong_answer=0.3, lucky=0.2, early=0.06, filler=0.2, garbage=0.02, after=0.06
 )
-RAMBLING = Noise(wrong_sum=0.1, wrong_operand=0.05, wrong_answer=0.1, filler=0.8, garbage=0.02, after=0.5)
+RAMBLING = Noise(wrong_sum=0.25, wrong_operand=0.05, wrong_answer=0.3, filler=0.8, garbage=0.02, after=0.5)
 
 
 def noisy_solution(rng: random.Random, *, held_out: bool, max_tokens: int = 64) -> tuple[str, list[str]]:
@@ -61,8 +62,8 @@ def labelled_solutions(
     return solutions
 
 
-def tiny_prm(filler_bias: float = 0.75, *, seed: int = 0, steps: int = 150, base: str | None = None) -> str:
-    """Path of the small process reward model, trained on first use (about half a minute on one thread) and cached.
+def tiny_prm(filler_bias: float = 0.75, *, seed: int = 0, steps: int = 300, base: str | None = None) -> str:
+    """Path of the small process reward model, trained on first use (one to two minutes on one thread) and cached.
 
     filler_bias: P(good) that the training labels give to filler lines, in [0, 1]; the score of filler is then about
         2 * filler_bias - 1. base: path of the policy it starts from; default: `tiny_policy(0)`.
@@ -99,7 +100,7 @@ def train_tiny_prm(base: str, filler_bias: float, seed: int, steps: int) -> trai
         base, examples[: head * batch], stages=[Stage("head", 1e-2)], batch_size=batch, seed=seed
     )
     full = train_prm.train_prm(
-        on_head.model, examples, stages=[Stage("all", 1e-3)], batch_size=batch, tokenizer=on_head.tokenizer, seed=seed
+        on_head.model, examples, stages=[Stage("all", 7e-4)], batch_size=batch, tokenizer=on_head.tokenizer, seed=seed
     )
     return train_prm.TrainedClassifier(full.model, full.tokenizer, on_head.losses + full.losses)
 
