@@ -4,7 +4,7 @@
     python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page is out of date
 
 A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
-defaults; between those of "results" what results/<slug>.json says.
+defaults; between those of "results" what results/<slug>.json says. README has a "demo" block, of results/demo.json.
 """
 
 from __future__ import annotations
@@ -58,6 +58,35 @@ def results_block(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def demo_block(record: Mapping[str, Any]) -> str:
+    """Markdown of one record of `guerdon compare --json`: what each system did on held-out prompts, and the verdict."""
+
+    def moved(system: Mapping[str, Any], name: str, digits: int) -> str:
+        start, end = system[f"{name}_start"], system[f"{name}_end"]
+        interval = f" [{end['low']:.{digits}f}, {end['high']:.{digits}f}]" if end["low"] is not None else ""
+        return f"{start['mean']:.{digits}f} → {end['mean']:.{digits}f}{interval}"
+
+    rows = [
+        {
+            "system": f"`{system['system']}`",
+            "true success": moved(system, "true", 2),
+            "optimised reward": moved(system, "reward", 2),
+            "length": f"{system['length_start']['mean']:.0f} → {system['length_end']['mean']:.0f}",
+            "verdict": f"**{system['verdict']}**" if system["hacked"] else system["verdict"],
+        }
+        for system in record["systems"]
+    ]
+    config, manifest = record["config"], record["manifest"]
+    return "\n".join(
+        [
+            *markdown_table(rows),
+            "",
+            f"Held-out prompts, start → end with 95 % intervals over {config['seeds']} seeds, {config['steps']} steps "
+            f"(`{manifest['command'].split(' --out')[0]}`, {manifest['started'][:10]}; results/demo.json).",
+        ]
+    )
+
+
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows of {column: text or number} as Markdown lines; columns in order of first appearance."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -90,6 +119,8 @@ def refreshed(page: str, slug: str, folder: Path) -> str:
     """The page with each block that it has written anew; a results block without a file says how to get one."""
     if begin("composition") in page:
         page = replaced(page, "composition", composition_block(slug))
+    if begin("demo") in page:
+        page = replaced(page, "demo", demo_block(json.loads((folder / "results" / "demo.json").read_text("utf-8"))))
     if begin("results") in page:
         path = folder / "results" / f"{slug}.json"
         missing = f"Not recorded yet: `guerdon reproduce {slug}`."
@@ -100,11 +131,10 @@ def refreshed(page: str, slug: str, folder: Path) -> str:
 
 
 def pages(folder: Path) -> list[Path]:
-    """Every docs page of a system that has a block."""
-    found = sorted((folder / "docs" / "systems").glob("*.md"))
-    return [
-        path for path in found if any(begin(block) in path.read_text("utf-8") for block in ("composition", "results"))
-    ]
+    """README and every docs page of a system that have a block."""
+    found = [folder / "README.md", *sorted((folder / "docs" / "systems").glob("*.md"))]
+    blocks = ("composition", "results", "demo")
+    return [path for path in found if any(begin(block) in path.read_text("utf-8") for block in blocks)]
 
 
 def stale(folder: Path) -> list[str]:
@@ -122,10 +152,10 @@ def main() -> int:
         if old:
             print(f"out of date: {', '.join(old)}; run python -m guerdon.systems.reproductions.tables")
         return int(bool(old))
-    for name in old:
-        page = folder / "docs" / "systems" / name
-        page.write_text(refreshed(page.read_text("utf-8"), page.stem, folder), "utf-8")
-        print(f"{name}: written")
+    for page in pages(folder):
+        if page.name in old:
+            page.write_text(refreshed(page.read_text("utf-8"), page.stem, folder), "utf-8")
+            print(f"{page.name}: written")
     return 0
 
 
