@@ -195,6 +195,7 @@ def hush() -> None:
     import datasets
     import transformers
 
+    transformers.utils.logging.set_verbosity_error()  # a table of "missing" weights for every new head
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     # What transformers says about its own names, through trl; nothing a user of either can act on.
