@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from guerdon import Rollouts
+from guerdon.signals.likelihood import ReferenceProbability, aggregate
 from guerdon.systems.reproductions.rlpr_probe import (
+    AGGREGATIONS,
     GUESSABLE,
     ITEMS,
     NEEDS_REASONING,
     auc,
     debiased,
     items_as_rollouts,
+    reference_logprobs,
     separation,
 )
 from guerdon.systems.rlpr import std_filter_ema
@@ -86,8 +89,18 @@ def smollm2():
 
 
 def test_mean_probability_ranks_right_reasoning_above_wrong(smollm2) -> None:
-    found = separation(smollm2, ITEMS[:12], worded=True)
-    assert found["mean_prob"] >= 0.8 and found["mean_prob"] >= found["prod_prob"] + 0.02
+    found = separation(smollm2, ITEMS[:12])
+    assert found["plain"]["mean_prob"] >= 0.8 and found["worded"]["mean_prob"] >= 0.8
+    assert found["worded"]["mean_prob"] >= found["worded"]["prod_prob"] + 0.02
+
+
+def test_what_is_ranked_is_what_the_signal_gives(smollm2) -> None:
+    rollouts = items_as_rollouts(ITEMS[2:4], worded=True)
+    logprobs, mask = reference_logprobs(smollm2, rollouts)
+    for aggregation in AGGREGATIONS:
+        signal = ReferenceProbability(aggregation=aggregation, debias=False)
+        signal.bind("policy", smollm2)
+        torch.testing.assert_close(signal(rollouts).values[:, 0], aggregate(logprobs, mask, aggregation))
 
 
 def test_debiasing_pays_little_for_what_could_be_guessed(smollm2) -> None:

@@ -202,7 +202,7 @@ def _warm_start(tokenizer: Any, seed: int, steps: int, habits: Habits, config: T
     rng = random.Random(seed)
     model = new_model(tokenizer, config, seed)
     clean = Habits(slip=0.0, miscopy=0.0, own_words=habits.own_words, untagged=0.0)
-    schedule = Schedule(3e-3, steps, 30)
+    schedule = Schedule(4e-3, steps, 30)
     optimizer = adamw(model.parameters(), schedule.lr, 0.01)
     losses = []
     model.train()

@@ -137,7 +137,8 @@ def _measured(budget: Budget) -> list[Claim]:
     budget.say("ranking and debiasing under the 135M model")
     model = LocalModel("smollm2")
     items, few = (ITEMS[:2], 1) if budget.smoke else (ITEMS, None)
-    plain, worded = (separation(model, items, worded=flag) for flag in (False, True))
+    found = separation(model, items)
+    plain, worded = found["plain"], found["worded"]
     guessed, thought = debiased(model, GUESSABLE[:few]), debiased(model, NEEDS_REASONING[:few])
     return [
         Claim(

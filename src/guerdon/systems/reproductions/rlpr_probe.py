@@ -17,11 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guerdon.rollouts import Rollouts
-from guerdon.signals.likelihood import ReferenceProbability
+from guerdon.rollouts import Rollouts, concat_rollouts
+from guerdon.signals.likelihood import aggregate, splice_reference
+from guerdon.signals.likelihood.reference_probability import Aggregation
 from guerdon.systems.rlpr import rlpr
 
 INSTRUCTION = "\n\nReason between <think> and </think>, then give only the final answer between <answer> and </answer>."
+# A model of this size does not follow the instruction alone: two questions answered in the format come before each.
+EXAMPLES = (
+    ("What colour is snow?", "Snow is frozen water, and it looks {}.", "white"),
+    ("What is 12 + 30?", "We compute 12 + 30 = {}.", "42"),
+)
+AGGREGATIONS: tuple[Aggregation, ...] = ("mean_prob", "prod_prob")
 SUFFIXES = (" in total", ", I believe", ", as one can check", " is the result", ", no doubt", " (see above)")
 
 
@@ -81,6 +88,20 @@ def arithmetic_items(count: int, seed: int = 0) -> list[Item]:
 ITEMS = [item for pair in zip(arithmetic_items(24), QUESTIONS, strict=True) for item in pair] + arithmetic_items(2, 1)
 
 
+def chat_prompt(question: str) -> list[dict[str, str]]:
+    """The question after the examples, as chat messages."""
+    messages: list[dict[str, str]] = []
+    for asked, reasoning, value in EXAMPLES:
+        messages.append({"role": "user", "content": asked + INSTRUCTION})
+        messages.append({"role": "assistant", "content": response(reasoning, value)})
+    return [*messages, {"role": "user", "content": question + INSTRUCTION}]
+
+
+def response(reasoning: str, value: str) -> str:
+    """A completion in the R1 format whose reasoning ends in the value, and that answers it."""
+    return f"<think>{reasoning.format(value)}</think>\n<answer> {value} </answer>"
+
+
 def items_as_rollouts(items: Sequence[Item], *, worded: bool) -> Rollouts:
     """Two rows for each item, right first; column "answer" is the reference (with a suffix for every other question, if `worded`)."""
     prompts, texts, references = [], [], []
@@ -88,8 +109,8 @@ def items_as_rollouts(items: Sequence[Item], *, worded: bool) -> Rollouts:
         # Items come in pairs (arithmetic, question), so halving the index words half of each kind.
         suffix = SUFFIXES[i // 2 % len(SUFFIXES)] if worded and i // 2 % 2 else ""
         for value in (item.right, item.wrong):
-            prompts.append([{"role": "user", "content": item.question + INSTRUCTION}])
-            texts.append(f"<think>{item.reasoning.format(value)}</think>\n<answer> {value} </answer>")
+            prompts.append(chat_prompt(item.question))
+            texts.append(response(item.reasoning, value))
             references.append(item.right + suffix)
     return Rollouts.from_texts(prompts, texts, {"answer": references})
 
@@ -100,22 +121,58 @@ def auc(right: Tensor, wrong: Tensor) -> float:
     return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
 
 
-def separation(model: Any, items: Sequence[Item], *, worded: bool) -> dict[str, float]:
-    """AUC of right against wrong reasoning over all items, by aggregation. model: a LocalModel."""
-    rollouts = items_as_rollouts(items, worded=worded)
-    found = {}
-    for aggregation in ("mean_prob", "prod_prob"):
-        signal = ReferenceProbability(aggregation=aggregation, debias=False)  # type: ignore[arg-type]
-        signal.bind("policy", model)
-        rewards = signal(rollouts)
-        assert not isinstance(rewards, dict)
-        values = rewards.values[:, 0]
-        found[aggregation] = auc(values[0::2], values[1::2])
+def reference_logprobs(model: Any, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B, L] of each row's reference tokens in place of its answer, and their mask [B, L].
+
+    What `ReferenceProbability` does before it aggregates, so that several aggregations share one forward pass.
+    """
+    from guerdon.lm.encode import encode_prompt, encode_with_target
+    from guerdon.lm.scorer import SpanScorer
+
+    scorer = SpanScorer(model)
+    parts = []
+    for prompt, text, reference in zip(rollouts.prompts, rollouts.completions, rollouts.column("answer"), strict=True):
+        splice = splice_reference(text, reference)
+        parts.append(
+            encode_with_target(
+                scorer.tokenizer, splice.text, splice.start, splice.end, context=encode_prompt(scorer.tokenizer, prompt)
+            )
+        )
+    logprobs, _ = scorer.score_positions([part.ids for part in parts], [part.target for part in parts])
+    counts = torch.tensor([int(part.target.sum()) for part in parts])
+    return logprobs.detach(), torch.arange(logprobs.shape[1])[None] < counts[:, None]
+
+
+def separation(model: Any, items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    """{"plain" or "worded": {aggregation: AUC of right against wrong reasoning over all items}}. model: a LocalModel."""
+    kinds = {"plain": False, "worded": True}
+    both = [items_as_rollouts(items, worded=worded) for worded in kinds.values()]
+    # One call: a sequence that begins another (a reference without its suffix) shares that one's forward pass.
+    logprobs, mask = reference_logprobs(model, concat_rollouts(both))
+    found: dict[str, dict[str, float]] = {}
+    for kind, rows in zip(kinds, torch.arange(len(mask)).chunk(2), strict=True):
+        found[kind] = {}
+        for aggregation in AGGREGATIONS:
+            values = aggregate(logprobs[rows], mask[rows], aggregation)
+            found[kind][aggregation] = auc(values[0::2], values[1::2])
     return found
 
 
 # --- debiasing -------------------------------------------------------------------------------------------------------
 
+# What stands before every prompt: lines that go on at once, and lines that go on with reasoning and an answer in tags.
+LINES = """red, orange, yellow, green
+2, 4, 6, 8,<think>After 8 comes 10.</think>
+<answer> 10 </answer>
+do, re, mi, fa
+The opposite of big is<think>The opposite of big is small.</think>
+<answer> small </answer>
+7 + 2 = 9
+salt and<think>Salt goes with pepper.</think>
+<answer> pepper </answer>
+The colour of grass is<think>The colour of grass is green.</think>
+<answer> green </answer>
+"""
 # (prompt, reasoning, reference). Each prompt ends where the reference would follow.
 GUESSABLE = [
     ("Monday, Tuesday, Wednesday, Thursday,", "After Thursday comes Friday.", "Friday"),
@@ -145,7 +202,7 @@ def debiased(model: Any, items: Sequence[tuple[str, str, str]]) -> dict[str, flo
         system.bind(role, model)
     texts = [f"<think>{reasoning}</think>\n<answer> {reference} </answer>" for _, reasoning, reference in items]
     rollouts = Rollouts.from_texts(
-        [prompt for prompt, _, _ in items],
+        [LINES + prompt for prompt, _, _ in items],
         texts,
         {"answer": [reference for *_, reference in items]},
         group_ids=torch.zeros(len(items), dtype=torch.long),

@@ -39,13 +39,14 @@ class Plan:
     steps: int = 60
     prompts: int = 8
     group: int = 8
-    lr: float = 5e-4
+    lr: float = 2e-4
+    warmup: int = 5
     every: int = 15
     samples: int = 512
     tokens: int = 72
 
 
-SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=8, tokens=24)
+SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, every=1, samples=8, tokens=24)
 
 
 @dataclass
@@ -145,7 +146,8 @@ def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
             num_generations=plan.group,
             max_completion_length=plan.tokens,
             learning_rate=plan.lr,
-            lr_scheduler_type="constant",
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=plan.warmup,
             temperature=1.0,
             beta=0.0,
             epsilon=0.2,
