@@ -206,7 +206,7 @@ def read_truth(answers: Sequence[Any], size: int) -> tuple[Tensor, list[str]]:
         raise ShapeError(f"truth returned {len(answers)} answers for {size} completions")
     pairs = [tuple(answer) if isinstance(answer, (tuple, list)) else (answer, "") for answer in answers]
     return torch.tensor([float("nan") if v is None else float(v) for v, *_ in pairs]), [
-        str(why) for _, why, *_ in pairs
+        str(why) if why else "" for _, why, *_ in pairs
     ]
 
 

@@ -120,7 +120,9 @@ def refreshed(page: str, slug: str, folder: Path) -> str:
     if begin("composition") in page:
         page = replaced(page, "composition", composition_block(slug))
     if begin("demo") in page:
-        page = replaced(page, "demo", demo_block(json.loads((folder / "results" / "demo.json").read_text("utf-8"))))
+        path = folder / "results" / "demo.json"
+        missing = "Not recorded yet: `make demo`."
+        page = replaced(page, "demo", demo_block(json.loads(path.read_text("utf-8"))) if path.exists() else missing)
     if begin("results") in page:
         path = folder / "results" / f"{slug}.json"
         missing = f"Not recorded yet: `guerdon reproduce {slug}`."
