@@ -136,7 +136,7 @@ def pages(folder: Path) -> list[Path]:
     """README and every docs page of a system that have a block."""
     found = [folder / "README.md", *sorted((folder / "docs" / "systems").glob("*.md"))]
     blocks = ("composition", "results", "demo")
-    return [path for path in found if any(begin(block) in path.read_text("utf-8") for block in blocks)]
+    return [p for p in found if p.exists() and any(begin(block) in p.read_text("utf-8") for block in blocks)]
 
 
 def stale(folder: Path) -> list[str]:
