@@ -6,7 +6,8 @@ fallback, plain concatenation). Each row's text is compared with the tokenizer's
 tokenizers that join with blanks, ...) that row goes through windowed decoding, which works for any tokenizer with `decode`.
 
 Rules: a special token that is skipped, or a position that is masked, has zero width. A token that holds part of a
-multi-byte character spans that whole character, so several tokens may share one; apart from that the spans tile the text.
+multi-byte character spans that whole character, so several tokens may share one (and so does a special token that is skipped
+between two parts of a character); apart from that the spans tile the text. Starts and ends never decrease.
 Bytes that are no valid UTF-8 appear as U+FFFD, as in the tokenizer's own decoding.
 """
 
@@ -207,12 +208,17 @@ def _characters(data: bytes) -> tuple[str, list[int] | None]:
 
 
 def _spans_of_edges(edges: list[int], char_of: list[int] | None) -> list[tuple[int, int]]:
-    """Byte ranges to character ranges. An empty range stands before the character its byte would begin."""
+    """Byte ranges to character ranges. An empty range stands before the character its byte would begin, or spans the
+    character it is in the middle of."""
     if char_of is None:
         return list(pairwise(edges))
     total = (char_of[-1] + 1) if char_of else 0
     char_of = [*char_of, total]
-    return [(char_of[s], char_of[e - 1] + 1 if e > s else char_of[s]) for s, e in pairwise(edges)]
+    inside = [s > 0 and char_of[s] == char_of[s - 1] for s in edges]
+    return [
+        (char_of[s], char_of[max(s, e - 1)] + 1 if e > s or within else char_of[s])
+        for (s, e), within in zip(pairwise(edges), inside, strict=False)
+    ]
 
 
 def _windowed(table: _Table, ids: list[int], skip_special: bool) -> tuple[str, list[tuple[int, int]]]:
