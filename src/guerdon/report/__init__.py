@@ -6,14 +6,14 @@ build_report(["runs/pure/seed0", "runs/outcome/seed0"], "report.html", "PURE aga
 
 from guerdon.report.build import build_report
 from guerdon.report.runs import RunDir, SystemSummary, load_runs, summarise
-from guerdon.report.verdict import Interval, Measurement, Verdict, combine, hacked
+from guerdon.report.verdict import HackingVerdict, Interval, Measurement, combine, hacked
 
 __all__ = [
+    "HackingVerdict",
     "Interval",
     "Measurement",
     "RunDir",
     "SystemSummary",
-    "Verdict",
     "build_report",
     "combine",
     "hacked",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guerdon.report.verdict import Interval, Measurement, Verdict, combine, hacked, with_proportion_error
+from guerdon.report.verdict import HackingVerdict, Interval, Measurement, combine, hacked, with_proportion_error
 
 Record = dict[str, Any]
 
@@ -130,7 +130,7 @@ class SystemSummary:
     length_start: Interval
     length_end: Interval
     kl_end: Interval
-    verdict: Verdict
+    verdict: HackingVerdict
 
     @property
     def seeds(self) -> list[str]:

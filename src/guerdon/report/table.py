@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from guerdon.report.runs import SystemSummary
-from guerdon.report.verdict import Interval, Verdict
+from guerdon.report.verdict import HackingVerdict, Interval
 
 MARKS = {"hacked": "▲", "not hacked": "✓", "worse": "▼", "inconclusive": "?"}
 WORDS = {"worse": "not hacked, worse"}
@@ -25,7 +25,7 @@ def result_table(summaries: Sequence[SystemSummary]) -> str:
     return f'<table class="results"><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def badge_kind(verdict: Verdict) -> str:
+def badge_kind(verdict: HackingVerdict) -> str:
     """The verdict's label, or "worse": not hacked is no praise where true success fell."""
     return "worse" if verdict.worse else verdict.label
 
