@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 .PHONY: demo test install lint types unit clean
 
 demo: $(VENV)/.installed  ## train a tiny policy under three reward designs and open the report it makes
-	$(BIN)/guerdon compare outcome pure pure:credit=sum --seeds 2 --steps 60 --out runs/demo
+	$(BIN)/guerdon compare outcome pure pure:credit=sum --seeds 2 --steps 60 --eval-every 10 --out runs/demo
 
 test: $(VENV)/.installed-dev lint types unit  ## lint, type-check, run every test
 

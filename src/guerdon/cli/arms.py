@@ -47,6 +47,11 @@ class Arm:
     def done(self) -> bool:
         return read_manifest(self.config.folder).get("status") == "done"
 
+    @property
+    def built(self) -> bool:
+        """Whether everything this run's system is made of exists (it may have to train a reward model first)."""
+        return "description" in read_manifest(self.config.folder)
+
     def start(self, threads: int, environment: dict[str, str]) -> None:
         self.config.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "guerdon.cli.main", "train", "--config", str(self.config.folder / CONFIG_NAME)]
@@ -101,7 +106,7 @@ def run_arms(
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    arm = waiting.pop(0)
+                    arm = waiting.pop(_next(waiting, running, arms))
                     arm.start(threads, environment)
                     assert arm.task is not None
                     progress.start_task(arm.task)
@@ -124,12 +129,24 @@ def run_arms(
     return arms
 
 
+def _next(waiting: Sequence[Arm], running: Sequence[Arm], arms: Sequence[Arm]) -> int:
+    """Which waiting arm to start: the first, but not one that might only wait for what a running arm is still making."""
+    if all(arm.built for arm in running):
+        return 0
+    known = {arm.config.system for arm in arms if arm.built}
+    return next((i for i, arm in enumerate(waiting) if arm.config.system in known), 0)
+
+
 def _show(arm: Arm, progress: Progress) -> None:
     assert arm.task is not None
     step = last_record(arm.config.folder / "metrics.jsonl").get("step", 0)
     measured = last_record(arm.config.folder / "eval.jsonl").get("true_success") or {}
     truth = f"  true success {measured['mean']:.2f}" if measured.get("mean") is not None else ""
-    progress.update(arm.task, completed=step, state=f"step {step}/{arm.config.steps}{truth}" if step else "starting")
+    progress.update(
+        arm.task,
+        completed=step,
+        state=f"step {step}/{arm.config.steps}{truth}" if step else "starting" if arm.built else "making its models",
+    )
 
 
 def _stop(running: Sequence[Arm], progress: Progress) -> None:

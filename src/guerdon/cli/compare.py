@@ -1,7 +1,7 @@
 """`guerdon compare`: arms x seeds as processes, then a table, a JSON file and one report.
 
-Everything that can be wrong in a system's spec is found before the first run starts; what is shared (the starting policy, a
-reward model) is made once, before the arms ask for it.
+An unknown system or option is found before the first run starts, and what is shared is made once: the starting policy before the
+arms ask for it, a reward model by the first arm that does.
 """
 
 from __future__ import annotations
@@ -65,14 +65,17 @@ def compare_systems(
 
 
 def _prepare(config: CompareConfig, *, quiet: bool, console: Console) -> None:
-    """Build every system once: typing errors end the comparison here, and shared models are made (and cached) here."""
+    """Find typing errors in any system, then build the first: what all arms share (the starting policy) is made and cached here.
+    A model that only later systems need is made by the first arm that needs it, while other arms run already."""
     from guerdon.cli.train import hush, resolve_parts
+    from guerdon.systems.context import check_spec
 
     hush()
-    for run in config.runs()[: len(config.systems)]:
-        if not quiet:
-            console.print(f"preparing {escape(run.system)}", highlight=False)
-        resolve_parts(run)
+    for system in config.systems:
+        check_spec(system)
+    if not quiet:
+        console.print("preparing the task and the starting policy", highlight=False)
+    resolve_parts(config.runs()[0])
 
 
 def _tell(config: CompareConfig, arms: Sequence[Arm], json_out: Path | None, *, quiet: bool, console: Console) -> None:

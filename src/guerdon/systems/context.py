@@ -9,7 +9,7 @@ naming it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from guerdon.errors import ConfigError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
+from guerdon.systems.spec import parse_spec
 
 if TYPE_CHECKING:
     from guerdon.tasks.base import Task
@@ -95,9 +96,7 @@ def fill(builder: Callable[..., System], context: Context, options: Mapping[str,
         ConfigError: an option the system does not have, or a parameter it needs that nobody gave.
     """
     parameters = inspect.signature(builder).parameters
-    unknown = sorted(set(options) - set(parameters))
-    if unknown:
-        raise ConfigError(f"{name} has no option {', '.join(unknown)}; its options: {', '.join(parameters)}")
+    _check_options(name, options, parameters)
     given = dict(options)
     for key, parameter in parameters.items():
         # An optional part (default None) is only filled in when asked for by the value "task"; how the task's texts are cut
@@ -121,7 +120,6 @@ def build(spec: str, context: Context) -> System:
         ConfigError: an unknown system (with the known ones), a wrong option or a missing one.
     """
     from guerdon.systems.base import builder_of
-    from guerdon.systems.spec import parse_spec
 
     name, options = parse_spec(spec)
     system = fill(builder_of(name), context, options, name)
@@ -129,7 +127,15 @@ def build(spec: str, context: Context) -> System:
     return system
 
 
-def check_specs(specs: Sequence[str], context: Context) -> None:
-    """Build every system once, so that a typing error ends a comparison before it has begun."""
-    for spec in specs:
-        build(spec, context)
+def check_spec(spec: str) -> None:
+    """Raise ConfigError for an unknown system or option without building anything: what a typing error should cost."""
+    from guerdon.systems.base import builder_of
+
+    name, options = parse_spec(spec)
+    _check_options(name, options, inspect.signature(builder_of(name)).parameters)
+
+
+def _check_options(name: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"{name} has no option {', '.join(unknown)}; its options: {', '.join(known)}")

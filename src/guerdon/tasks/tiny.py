@@ -79,7 +79,7 @@ class WarmStart:
     The noise is what the policy ends up imitating; with its own mistakes, about a third of the solutions end wrong.
     """
 
-    steps: int = 500
+    steps: int = 400
     rows: int = 8
     row_tokens: int = 128
     clean: float = 0.6
@@ -88,12 +88,12 @@ class WarmStart:
     weight_decay: float = 0.01
     terms: tuple[int, int] = (3, 4)
     noise: Noise = field(
-        default_factory=lambda: Noise(wrong_sum=0.09, wrong_operand=0.02, wrong_answer=0.02, lucky=0.25, filler=0.12)
+        default_factory=lambda: Noise(wrong_sum=0.1, wrong_operand=0.01, wrong_answer=0.03, lucky=0.25, filler=0.12)
     )
 
 
 def tiny_policy(
-    seed: int = 0, steps: int = 500, *, config: TinyConfig | None = None, warm_start: WarmStart | None = None
+    seed: int = 0, steps: int = 400, *, config: TinyConfig | None = None, warm_start: WarmStart | None = None
 ) -> str:
     """Path of a warm-started tiny policy, trained on first use (about a minute on one thread) and cached.
 

@@ -31,7 +31,7 @@ from guerdon.tasks.cache import cached_artifact
 # Nearly half the lines are flawed: with as few errors as the policy makes, the reward model sees too few to learn them from in a
 # minute. Every seventh solution rambles, as a policy that is being hacked will.
 SAMPLED = Noise(
-    wrong_sum=0.35, wrong_operand=0.1, wrong_answer=0.3, lucky=0.2, early=0.06, filler=0.2, garbage=0.02, after=0.06
+    wrong_sum=0.3, wrong_operand=0.12, wrong_answer=0.3, lucky=0.2, early=0.06, filler=0.2, garbage=0.02, after=0.06
 )
 RAMBLING = Noise(wrong_sum=0.25, wrong_operand=0.05, wrong_answer=0.3, filler=0.8, garbage=0.02, after=0.5)
 
@@ -62,7 +62,7 @@ def labelled_solutions(
     return solutions
 
 
-def tiny_prm(filler_bias: float = 0.75, *, seed: int = 0, steps: int = 300, base: str | None = None) -> str:
+def tiny_prm(filler_bias: float = 0.85, *, seed: int = 0, steps: int = 800, base: str | None = None) -> str:
     """Path of the small process reward model, trained on first use (one to two minutes on one thread) and cached.
 
     filler_bias: P(good) that the training labels give to filler lines, in [0, 1]; the score of filler is then about
@@ -93,14 +93,14 @@ def tiny_prm(filler_bias: float = 0.75, *, seed: int = 0, steps: int = 300, base
 
 def train_tiny_prm(base: str, filler_bias: float, seed: int, steps: int) -> train_prm.TrainedClassifier:
     """PURE's two stages at small scale: a tenth of the steps on the head, then all weights."""
-    batch = 32
+    batch = 16
     head = max(1, steps // 10)
     examples = labelled_solutions((steps - head) * batch, random.Random(seed), filler_bias)
     on_head = train_prm.train_prm(
         base, examples[: head * batch], stages=[Stage("head", 1e-2)], batch_size=batch, seed=seed
     )
     full = train_prm.train_prm(
-        on_head.model, examples, stages=[Stage("all", 7e-4)], batch_size=batch, tokenizer=on_head.tokenizer, seed=seed
+        on_head.model, examples, stages=[Stage("all", 1e-3)], batch_size=batch, tokenizer=on_head.tokenizer, seed=seed
     )
     return train_prm.TrainedClassifier(full.model, full.tokenizer, on_head.losses + full.losses)
 
