@@ -111,7 +111,8 @@ class System:
 
     # -- construction checks -------------------------------------------------------------------------------------------
 
-    def _levels(self) -> dict[str, str]:
+    def levels(self) -> dict[str, str]:
+        """The level of every source the signals give, by name; sub-rewards as `signal.sub`."""
         levels: dict[str, str] = {}
         for name, signal in self.signals.items():
             declared = getattr(signal, "level", "sequence")
@@ -129,7 +130,7 @@ class System:
 
     def _plan(self) -> None:
         """Run the chain on levels alone, so that a wrong name or order is an error here."""
-        levels = self._levels()
+        levels = self.levels()
         for i, link in enumerate(self.chain):
             if hasattr(link, "plan"):
                 try:
@@ -261,12 +262,12 @@ class System:
 
     def __str__(self) -> str:
         lines = [f"{self.name}  (scope {self.scope}; needs {', '.join(sorted(self.needs)) or 'nothing'})"]
-        levels = self._levels()
+        levels = self.levels()
         for name, segmenter in self.segments.items():
             lines.append(f"  cut     {name}: {segmenter if segmenter is not None else 'from the rollouts'}")
         for name, signal in self.signals.items():
             level = ", ".join(
-                f"{key.removeprefix(name)}{lvl}"
+                lvl if key == name else f"{key.removeprefix(name)}: {lvl}"
                 for key, lvl in levels.items()
                 if key == name or key.startswith(name + ".")
             )

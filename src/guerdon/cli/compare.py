@@ -119,7 +119,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
         )
     manifest = read_manifest(folder)
     title = " vs ".join(manifest["systems"]) if "systems" in manifest else str(manifest.get("system", folder.name))
-    return Path(build_report(runs, out or folder / "report.html", title))
+    return Path(build_report(runs, out or folder / "report.html", title, command=manifest.get("command")))
 
 
 def as_record(summary: SystemSummary) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def reward_columns(system: System, rollouts: Rollouts) -> list[dict[str, Any]]:
 
 def runs_chain(system: System) -> bool:
     """Can the chain run on texts without tokens? Only where no signal scores spans inside the text."""
-    return bool(system.chain) and set(system._levels().values()) <= {"sequence"}
+    return bool(system.chain) and set(system.levels().values()) <= {"sequence"}
 
 
 def reward_scope(system: System) -> Scope:

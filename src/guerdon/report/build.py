@@ -27,6 +27,7 @@ def build_report(
     out_path: str | Path,
     title: str | None = None,
     *,
+    command: str | None = None,
     max_rollouts: int = 3000,
     max_tokens: int = 300_000,
 ) -> Path:
@@ -36,6 +37,7 @@ def build_report(
         runs: run folders (see `guerdon.report.runs`); those of one system are its seeds.
         out_path: the HTML file.
         title: default says which systems.
+        command: what made all runs (a comparison), default: each run's own.
         max_rollouts, max_tokens: of the rollouts on the page, shared by the runs; what is left out is said there.
 
     Returns:
@@ -55,7 +57,7 @@ def build_report(
     fields = {
         "TITLE": html.escape(title),
         "LEDE": lede(summaries),
-        "FACTS": facts(loaded, summaries),
+        "FACTS": facts(loaded, summaries, command),
         "TABLE": result_table(summaries),
         "NOTES": notes_html(notes),
         "PROVENANCE": provenance_html(loaded),

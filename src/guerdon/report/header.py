@@ -36,8 +36,8 @@ def lede(summaries: Sequence[SystemSummary]) -> str:
     return " ".join(parts)
 
 
-def facts(runs: Sequence[RunDir], summaries: Sequence[SystemSummary]) -> str:
-    """A definition list: task, policy, seeds, steps, when, and the command."""
+def facts(runs: Sequence[RunDir], summaries: Sequence[SystemSummary], command: str | None = None) -> str:
+    """A definition list: task, policy, seeds, steps, when, and the command: the one given, else the runs' own."""
     seeds = _distinct(run.seed for run in runs)
     steps = sorted({step for s in summaries for step in s.steps})
     rows = [
@@ -49,11 +49,13 @@ def facts(runs: Sequence[RunDir], summaries: Sequence[SystemSummary]) -> str:
         ("Made", _when(runs)),
     ]
     items = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in rows if value)
-    commands = _distinct(str(run.manifest["command"]) for run in runs if run.manifest.get("command"))
+    commands = (
+        [command] if command else _distinct(str(r.manifest["command"]) for r in runs if r.manifest.get("command"))
+    )
     shown = "".join(f"<code>{html.escape(command)}</code>" for command in commands[:1])
     more = f"<small>and {len(commands) - 1} more, below</small>" if len(commands) > 1 else ""
-    command = f'<div class="command"><dt>Command</dt><dd>{shown}{more}</dd></div>' if commands else ""
-    return f'<dl class="facts">{items}{command}</dl>'
+    block = f'<div class="command"><dt>Command</dt><dd>{shown}{more}</dd></div>' if commands else ""
+    return f'<dl class="facts">{items}{block}</dl>'
 
 
 def notes_html(notes: Sequence[str]) -> str:
