@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from guerdon.errors import CapabilityError, MissingColumn
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
-from guerdon.signals.verifiable.verdict import Verdict
+from guerdon.signals.verdict import Verdict
 
 BatchCheck = Callable[[Sequence[str], Mapping[str, Sequence[Any]]], Sequence[Verdict]]
 TOKENS = "#tokens"  # the column a check with `counts_tokens` finds each completion's number of tokens in
