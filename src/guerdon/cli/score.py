@@ -23,6 +23,7 @@ SIGNALS = {
     "numeric": "Numeric",
     "choice": "MultipleChoice",
     "qa": "QA",
+    "embedding": "EmbeddingSimilarity",
     "answer_tag": "AnswerTag",
     "think_format": "ThinkFormat",
     "length": "Length",

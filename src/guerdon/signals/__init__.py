@@ -6,8 +6,10 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "guerdon.signals.embedding": ("EmbeddingSimilarity", "HashedWords", "SentenceEmbedder", "cosine_similarity"),
     "guerdon.signals.learned.prm": ("StepClassifier",),
     "guerdon.signals.learned.scalar": ("RewardModel",),
+    "guerdon.signals.likelihood.information_gain": ("InformationGain",),
     "guerdon.signals.text": ("TextSignal", "text_signal"),
     "guerdon.signals.verifiable": (
         "AnswerTag",
@@ -18,6 +20,7 @@ _HOMES = {
         "Numeric",
         "QA",
         "Repetition",
+        "TaggedAnswer",
         "ThinkFormat",
         "Verdict",
         "check_math",
