@@ -9,10 +9,11 @@
 | placement | `ToTokens`, `MaskEnds` | `placement` |
 | returns | `Accumulate`, `MinReturn`, `GAE` | `scan` |
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
-| centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm` | `groups`, `normalise`, `leave_one_out` |
+| centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
 | penalties | `KLPenalty` | `kl` |
 | watching | `WatchSteps` | `monitor` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
+| over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
 | references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
 """
 
@@ -24,6 +25,7 @@ from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
 from guerdon.credit.groups import GroupStats, group_stats, group_sum, leave_one_out_mean
 from guerdon.credit.kl import KLPenalty, kl_estimate
 from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per_step_baseline, per_token_baseline
+from guerdon.credit.length import LengthReward, WatchLength
 from guerdon.credit.monitor import WatchSteps, correlation
 from guerdon.credit.normalise import GroupNorm, PerRewardNorm, Whiten, group_normalise, normalise_then_sum, whiten
 from guerdon.credit.placement import MaskEnds, ToTokens, place_at_ends, place_on_whole, to_tokens
@@ -38,14 +40,18 @@ from guerdon.credit.reference import (
 )
 from guerdon.credit.running import RunningMoments, RunningNorm, apply_moments, update_moments
 from guerdon.credit.scan import gae, reverse_linear_scan, suffix_min, suffix_sum
+from guerdon.credit.schedule import Anneal, Annealing
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
 from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Shape, Squash
+from guerdon.credit.weighting import WeightedAdvantages
 
 NormalizeThenSum = PerRewardNorm  # the name TRL gives it
 
 __all__ = [
     "GAE",
     "Accumulate",
+    "Anneal",
+    "Annealing",
     "Ceil",
     "CenterOn",
     "Clip",
@@ -60,6 +66,7 @@ __all__ = [
     "KLPenalty",
     "LeaveOneOut",
     "LengthPenalty",
+    "LengthReward",
     "MaskEnds",
     "MinForm",
     "MinReturn",
@@ -75,7 +82,9 @@ __all__ = [
     "Squash",
     "StdEMAFilter",
     "ToTokens",
+    "WatchLength",
     "WatchSteps",
+    "WeightedAdvantages",
     "Whiten",
     "apply_moments",
     "clip_scores",
