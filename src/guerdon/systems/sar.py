@@ -1,0 +1,239 @@
+"""SAR (self-aligned reward): correctness plus how much more probable the question makes the response.
+
+Problem: with a correctness reward alone, reasoners grow long: padding, repetition and self-talk cost nothing. A length penalty says
+how many tokens to drop, not which. Idea: compare the policy's perplexity of the WHOLE response with and without the question in its
+context. Text that only the question explains scores high, text that would be as probable anyway scores low; being continuous, the
+score also orders responses that are all right or all wrong.
+
+Very short answers score very high. Keep alpha small (0.2), never train without the correctness term (the paper's run without it
+collapsed to guesses of 84 tokens), and watch length/right_and_short in the log.
+
+Source: "Self-Aligned Reward: Towards Effective and Efficient Reasoners", arXiv 2509.05489; official code
+github.com/amazon-science/Self-Aligned-Reward-Towards_Effective_and_Efficient_Reasoners. Differs from the code on purpose: perplexities
+stay logarithms, so nothing overflows; an empty response scores -1 (the code divides by zero); log-probabilities always have
+temperature 1; the two length baselines, which crash there, work.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from guerdon.credit import Drop, Fuse, GroupNorm, On, Scale, ToTokens, Whiten, group_normalise
+from guerdon.credit.accumulate import GAE
+from guerdon.credit.length import LengthReward, WatchLength, efficient_reasoner_reward, o1_pruner_reward
+from guerdon.credit.schedule import Anneal, Annealing
+from guerdon.credit.weighting import WeightedAdvantages
+from guerdon.errors import ConfigError
+from guerdon.signals.likelihood import relative_perplexity as likelihood
+from guerdon.system import System
+from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.pure import _grid, _ids
+
+Efficiency = Literal["self_aligned", "o1_pruner", "efficient_reasoner"]
+
+
+def sar(
+    *,
+    verifier: Any,
+    alpha: float = 0.2,
+    base: float = 1.0,
+    efficiency: Efficiency = "self_aligned",
+    question: str | None = None,
+    questionless: str | Callable[[Any], Any] | None = None,
+    use_log: bool = False,
+    use_denominator: bool = True,
+    use_comparison: bool = True,
+    clip_value: float | None = None,
+    scheduler: Literal["constant", "linear"] = "constant",
+    peak: float = 0.5,
+    bottom: float = 0.0,
+    increase: bool = False,
+    decrease: bool = False,
+    norm_by_std: bool = False,
+    weighting: Literal["reward", "advantage"] = "reward",
+    carrier: Literal["grpo", "ppo"] = "grpo",
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    short: int = 4,
+) -> System:
+    """Correctness x base + alpha x schedule x self-aligned reward, with the defaults of the official scripts.
+
+    Args:
+        verifier: the outcome signal, 1 right and 0 wrong.
+        alpha: factor of the efficiency reward, applied to right and wrong responses alike. 0 is plain Dr. GRPO, bit for bit.
+        base: factor of correctness.
+        efficiency: "self_aligned", or a length baseline of the same code: "o1_pruner", "efficient_reasoner".
+        question: data column with the question's words, to cut exactly these out of the prompt. None = the user message (or the
+            text prompt) is left empty, as in the official code.
+        questionless: the prompt without its question: a text, or a function of the prompt.
+        use_log, use_denominator, use_comparison, clip_value: variants, see `relative_perplexity`. "Confidence only" is
+            use_comparison=False, use_denominator=False.
+        scheduler: "linear" makes alpha follow a tent, see `credit.schedule.peak_schedule`; needs a run of known length.
+        peak, bottom, increase, decrease: of that tent.
+        norm_by_std: divide by the group's std. Off in the official scripts: where all are right only alpha's small differences are
+            left, and the division would blow them up.
+        weighting: "advantage" normalises each reward in its group before the weighted sum; the same thing unless `norm_by_std`.
+        carrier: "grpo", or "ppo": the reward on the last token, GAE, whitening; needs a critic's values.
+        gamma, lam: of "ppo".
+        short: right responses with fewer tokens are counted in the log as suspiciously short.
+
+    The official loss sums a response's tokens and divides by a constant: in TRL loss_type="dr_grpo".
+    """
+    _check(alpha, base, efficiency, scheduler, weighting, carrier)
+    likelihood.check_variant(use_denominator, use_comparison)
+    signals: dict[str, Any] = {"answer": verifier}
+    chain: list[Any] = []
+    name = "length" if efficiency != "self_aligned" else "sar.score"
+    if alpha and efficiency == "self_aligned":
+        signals["sar"] = likelihood.RelativePerplexity(
+            question=question,
+            questionless=questionless,
+            use_log=use_log,
+            use_denominator=use_denominator,
+            use_comparison=use_comparison,
+            clip_value=clip_value,
+        )
+        chain.append(Drop("sar.nll_question", "sar.nll_alone"))
+    elif alpha:
+        chain.append(LengthReward(efficiency, "answer", "length"))  # type: ignore[arg-type]
+    if alpha and scheduler == "linear":
+        tent = Annealing("peak", peak=peak, bottom=bottom, increase=increase, decrease=decrease)
+        chain.append(On(name, Anneal(tent)))
+    chain.append(WatchLength("answer", short))
+    chain += _credit(name if alpha else None, (base, alpha), norm_by_std, weighting, carrier, gamma, lam)
+    return System(signals, chain, name="sar")
+
+
+def _check(alpha: float, base: float, efficiency: str, scheduler: str, weighting: str, carrier: str) -> None:
+    choices = {
+        "efficiency": (efficiency, ("self_aligned", "o1_pruner", "efficient_reasoner")),
+        "scheduler": (scheduler, ("constant", "linear")),
+        "weighting": (weighting, ("reward", "advantage")),
+        "carrier": (carrier, ("grpo", "ppo")),
+    }
+    for key, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"{key}={value!r}: use one of {allowed}")
+    if weighting == "advantage" and carrier == "ppo":
+        raise ConfigError("weighting='advantage' is an option of group advantages: carrier='grpo'")
+    if alpha and not base:
+        warnings.warn(
+            "base=0 trains on the efficiency reward alone, and in the paper that collapsed to short guesses: keep a correctness term",
+            stacklevel=3,
+        )
+
+
+def _credit(
+    extra: str | None,
+    weights: tuple[float, float],
+    norm_by_std: bool,
+    weighting: str,
+    carrier: str,
+    gamma: float,
+    lam: float,
+) -> list[Any]:
+    """From the two sources to advantages; the same links with or without the second one."""
+    std: Literal["sample"] | None = "sample" if norm_by_std else None
+    if extra is not None and weighting == "advantage":
+        link = WeightedAdvantages(("answer", extra), weights, "reward", std, 1e-6)
+        return [link, ToTokens("reward", "whole")]
+    live: str = "answer"
+    links: list[Any] = [On(live, Scale(weights[0]))] if weights[0] != 1 else []
+    if extra is not None:
+        live, links = "reward", [Fuse("answer", extra, weights=weights, into="reward")]
+    if carrier == "ppo":
+        return [*links, ToTokens(live), GAE(live, gamma, lam), Whiten(live)]
+    return [*links, GroupNorm(live, std=std, eps=1e-6, singleton="raw"), ToTokens(live, "whole")]
+
+
+# --- the functions of the conformance vectors ----------------------------------------------------------------------------
+
+
+def response_perplexity(logprobs: Any, response_mask: Any) -> Tensor:
+    """exp of minus the masked mean of log-probabilities, [B, T] to [B]."""
+    return likelihood.mean_nll(_grid(logprobs), _grid(response_mask)).exp()
+
+
+def self_aligned_reward(
+    ppl_given_question: float,
+    ppl_alone: float,
+    use_log: bool = False,
+    use_denominator: bool = True,
+    use_comparison: bool = True,
+    clip_value: float = -1,
+) -> Tensor:
+    """The reward of one response from its two perplexities."""
+    question, alone = (torch.tensor(float(x), dtype=torch.float64).log() for x in (ppl_given_question, ppl_alone))
+    return likelihood.relative_perplexity(
+        question,
+        alone,
+        use_log=use_log,
+        use_denominator=use_denominator,
+        use_comparison=use_comparison,
+        clip_value=clip_value,
+    )
+
+
+def sar_total_reward(
+    correctness: float,
+    ppl_given_question: float,
+    ppl_alone: float,
+    alpha: float = 0.2,
+    progress: float = 0.0,
+    scheduler: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """correctness + alpha x schedule(progress) x the default form."""
+    options = dict(scheduler or {})
+    kind = options.pop("type", "constant")
+    options = {"peak" if key == "peak_pos" else key: value for key, value in options.items()}
+    schedule = Annealing() if kind == "constant" else Annealing("peak", **options)
+    return correctness + alpha * schedule.at(progress) * self_aligned_reward(ppl_given_question, ppl_alone)
+
+
+def o1_pruner_penalty(length: float, group_lengths: Sequence[float]) -> Tensor:
+    """-clip((len - group mean) / len, -1, 1)."""
+    sizes = torch.tensor([float(x) for x in group_lengths], dtype=torch.float64)
+    return o1_pruner_reward(torch.tensor(float(length)), sizes.mean())
+
+
+def efficient_reasoner_penalty(
+    length: float, correctness: float, group_lengths: Sequence[float], group_correctness: Sequence[float]
+) -> Tensor:
+    """Minus the squashed z-score of the length among the correct; 0 where wrong or alone."""
+    right = torch.tensor([float(c) for c in group_correctness]) > 0
+    sizes = torch.tensor([float(x) for x in group_lengths], dtype=torch.float64)[right]
+    return efficient_reasoner_reward(
+        torch.tensor(float(length)), torch.tensor(correctness), sizes.mean(), sizes.std(correction=0), right.sum()
+    )
+
+
+def group_advantages(rewards: Any, group_ids: Sequence[Any], response_mask: Any, norm_by_std: bool = False) -> Tensor:
+    """[B, T]: reward minus group mean, optionally over the sample std; a group of one keeps its reward."""
+    values = torch.as_tensor(rewards, dtype=torch.float64).reshape(-1)
+    std: Literal["sample"] | None = "sample" if norm_by_std else None
+    advantages = group_normalise(values, _ids(group_ids), std=std, eps=1e-6, singleton="raw", dtype=torch.float64)
+    return advantages[:, None] * _grid(response_mask)
+
+
+VECTORS: VectorFunctions = {
+    "response_perplexity": response_perplexity,
+    "self_aligned_reward": self_aligned_reward,
+    "sar_total_reward": sar_total_reward,
+    "o1_pruner_penalty": o1_pruner_penalty,
+    "efficient_reasoner_penalty": efficient_reasoner_penalty,
+    "group_advantages": group_advantages,
+}
+
+PUBLISHED = Published(
+    slug="sar",
+    title="SAR (self-aligned reward)",
+    arxiv="2509.05489",
+    kinds=("sequence reward", "reward shaping"),
+    summary="Correctness plus how much more probable the question makes the response: padding is as probable without it.",
+    vectors=VECTORS,
+)
