@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from guerdon.systems.par import par
     from guerdon.systems.pure import pure, pure_sum
     from guerdon.systems.rlpr import rlpr
+    from guerdon.systems.sar import sar
 
 
 class Entry(NamedTuple):
@@ -34,6 +35,7 @@ SYSTEMS: dict[str, Entry] = {
     "pure": Entry("pure", "pure"),
     "clip_delta": Entry("clip_delta", "clip_delta"),
     "rlpr": Entry("rlpr", "rlpr"),
+    "sar": Entry("sar", "sar"),
     "par": Entry("par", "par"),
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "reinforce_pp",
     "rloo",
     "rlpr",
+    "sar",
 ]
 
 
