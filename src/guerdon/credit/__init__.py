@@ -6,8 +6,8 @@
 | what | links | functions |
 | --- | --- | --- |
 | one source | `On` with `Clip`, `Delta`, `MinForm`, `Scale`, `Shape`, `Squash`, `Minus` | `shaping` |
-| placement | `ToTokens`, `MaskEnds` | `placement` |
-| returns | `Accumulate`, `MinReturn`, `GAE` | `scan` |
+| placement | `ToTokens`, `MaskEnds`, `OnLastSpan` | `placement`, `turns` |
+| returns | `Accumulate`, `MinReturn`, `GAE`, `BlockedReturns` | `scan`, `turns` |
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
 | penalties | `KLPenalty` | `kl` |
@@ -43,6 +43,7 @@ from guerdon.credit.scan import gae, reverse_linear_scan, suffix_min, suffix_sum
 from guerdon.credit.schedule import Anneal, Annealing
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
 from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Shape, Squash
+from guerdon.credit.turns import BlockedReturns, OnLastSpan, blocked_returns, early_advantages, on_last_span
 from guerdon.credit.weighting import WeightedAdvantages
 
 NormalizeThenSum = PerRewardNorm  # the name TRL gives it
@@ -52,6 +53,7 @@ __all__ = [
     "Accumulate",
     "Anneal",
     "Annealing",
+    "BlockedReturns",
     "Ceil",
     "CenterOn",
     "Clip",
@@ -74,6 +76,7 @@ __all__ = [
     "NormalizeThenSum",
     "On",
     "OnFailure",
+    "OnLastSpan",
     "PerRewardNorm",
     "RunningMoments",
     "RunningNorm",
@@ -87,9 +90,11 @@ __all__ = [
     "WeightedAdvantages",
     "Whiten",
     "apply_moments",
+    "blocked_returns",
     "clip_scores",
     "correlation",
     "delta_scores",
+    "early_advantages",
     "gae",
     "group_normalise",
     "group_stats",
@@ -100,6 +105,7 @@ __all__ = [
     "log_sigmoid_centred",
     "min_form",
     "normalise_then_sum",
+    "on_last_span",
     "pad_references",
     "padded_token_baseline",
     "per_step_baseline",
