@@ -12,6 +12,7 @@ from guerdon.signals.verifiable.signals import (
     Repetition,
     ThinkFormat,
 )
+from guerdon.signals.verifiable.tagged_answer import TaggedAnswer
 from guerdon.signals.verifiable.verdict import Verdict
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MultipleChoice",
     "Numeric",
     "Repetition",
+    "TaggedAnswer",
     "ThinkFormat",
     "Verdict",
     "check_math",
