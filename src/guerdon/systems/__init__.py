@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
+    from guerdon.systems.igpo import igpo
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
     from guerdon.systems.par import par
     from guerdon.systems.pure import pure, pure_sum
@@ -37,6 +38,7 @@ SYSTEMS: dict[str, Entry] = {
     "rlpr": Entry("rlpr", "rlpr"),
     "sar": Entry("sar", "sar"),
     "par": Entry("par", "par"),
+    "igpo": Entry("igpo", "igpo"),
 }
 
 # Other names a composition goes by; buildable, but no entry of the catalogue.
@@ -56,6 +58,7 @@ __all__ = [
     "dr_grpo",
     "gdpo",
     "grpo",
+    "igpo",
     "outcome",
     "par",
     "pure",
