@@ -37,7 +37,7 @@ def scored(tokenizer, monkeypatch):
         def __init__(self, model):
             self.tokenizer = model.tokenizer
 
-        def score_positions(self, sequences, wanted, *, temperature):
+        def score_positions(self, sequences, wanted, *, temperature, grad=False):
             asked.extend(zip(sequences, wanted, strict=True))
             widths = [int(mask.sum()) for mask in wanted]
             return torch.zeros(len(wanted), max(widths)), {}

@@ -184,3 +184,27 @@ def test_offsets_with_a_real_bpe_tokenizer():
             assert marked == (begin < start + len("forty two") and end > start)
         covered = "".join(text[b:e] for (b, e), m in zip(part.offsets.tolist(), part.target.tolist(), strict=True) if m)
         assert "forty two" in covered and "</" not in covered
+
+
+def test_of_several_references_the_best_counts_unless_told_otherwise(lm):
+    from dataclasses import replace
+
+    single = [bound(lm, debias=True)(replace(rollouts(), columns={"answer": [ref] * 4})) for ref in ("4", "six", "9")]
+    many = replace(rollouts(), columns={"answer": [["4", "six", "", "9"]] * 4})
+    for reduction, reduce in (("max", torch.amax), ("first", lambda x, dim: x[0]), ("mean", torch.mean)):
+        found = bound(lm, references=reduction)(many)
+        for name in ("score", "baseline"):
+            expected = reduce(torch.stack([one[name].values for one in single]), dim=0)
+            torch.testing.assert_close(found[name].values, expected)
+    with pytest.raises(ConfigError, match="references"):
+        ReferenceProbability(references="best")
+
+
+def test_a_reference_too_long_for_the_limit_leaves_the_others(lm):
+    from dataclasses import replace
+
+    many = replace(rollouts(), columns={"answer": [["4" * 50, "4"]] * 4})
+    alone = bound(lm)(replace(rollouts(), columns={"answer": ["4"] * 4}))
+    found = bound(lm, max_tokens=50)(many)
+    for name in ("score", "baseline"):
+        torch.testing.assert_close(found[name].values, alone[name].values)

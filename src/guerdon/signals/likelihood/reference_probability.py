@@ -4,6 +4,8 @@ The policy's answer is swapped for the reference and one forward pass of the sam
 token; their arithmetic mean is the score B, in [0, 1]. What the initial policy believed without any reasoning is the score A, computed
 once for each (prompt, reference) and never refreshed. Rules and defaults follow the official code where the paper is silent.
 
+Finding, splicing and scoring references is `guerdon.signals.likelihood.reference`, shared with the rest of the family.
+
 Left out: a verifier beside the probability (the code's mixed rewards); shaping, which is in `guerdon.credit.shaping`.
 """
 
@@ -11,97 +13,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from guerdon.errors import CapabilityError, ConfigError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
-
-Aggregation = Literal["mean_prob", "mean_logprob", "prod_prob", "geo_mean_prob"]
-Mode = Literal["R1", "R1_nothink"]
-
-
-# --- pure functions --------------------------------------------------------------------------------------------------
-
-
-def aggregate(
-    logprobs: Tensor, mask: Tensor, aggregation: Aggregation = "mean_prob", *, round_bfloat16: bool = False
-) -> Tensor:
-    """One score from the log-probabilities of a reference's tokens.
-
-    mean_prob 1/n sum exp(l);  mean_logprob 1/n sum l;  prod_prob exp(sum l) (VeriFree-like);  geo_mean_prob exp(1/n sum l)
-
-    Args:
-        logprobs: [..., L] natural logs.
-        mask: [..., L] bool, the reference's tokens; an empty mask gives 0.
-        aggregation: which.
-        round_bfloat16: round the result as the official code does (about 0.4 % relative).
-
-    Returns:
-        [...] float32.
-    """
-    inside = mask.bool()
-    values = torch.where(inside, logprobs.float(), 0.0)
-    count = inside.sum(-1)
-    total = values.sum(-1)
-    if aggregation == "mean_prob":
-        score = torch.where(inside, values.exp(), 0.0).sum(-1) / count.clamp(min=1)
-    elif aggregation == "mean_logprob":
-        score = total / count.clamp(min=1)
-    elif aggregation == "prod_prob":
-        score = total.exp()
-    elif aggregation == "geo_mean_prob":
-        score = (total / count.clamp(min=1)).exp()
-    else:
-        raise ConfigError(f"aggregation={aggregation!r}: use mean_prob, mean_logprob, prod_prob or geo_mean_prob")
-    score = torch.where(count > 0, score, 0.0)
-    return score.bfloat16().float() if round_bfloat16 else score
-
-
-@dataclass(frozen=True)
-class Splice:
-    """A response with its answer swapped for the reference.
-
-    Attributes:
-        text: the spliced response; "" where the response cannot be spliced.
-        start, end: characters of the reference in it, end exclusive.
-        why: why it cannot be spliced; "" where it can.
-    """
-
-    text: str
-    start: int
-    end: int
-    why: str = ""
-
-
-def splice_reference(response: str, reference: str, mode: Mode = "R1") -> Splice:
-    """Swap the text after <answer> for the reference.
-
-    Valid iff there is exactly one <answer>, in mode "R1" also exactly one <think> and one </think>, in the order <think>, </think>,
-    <answer>, and something that is not blank after <answer>. A missing </answer> does not matter. Kept: everything up to <answer>,
-    and the model's own white space after it (one space if none); then reference, space, </answer>.
-    """
-    if mode not in ("R1", "R1_nothink"):
-        raise ConfigError(f"mode={mode!r}: use 'R1' or 'R1_nothink'")
-    tags = ("<think>", "</think>", "<answer>") if mode == "R1" else ("<answer>",)
-    for tag in tags:
-        if response.count(tag) != 1:
-            return Splice("", 0, 0, f"{tag} occurs {response.count(tag)} times, expected once")
-    places = [response.index(tag) for tag in tags]
-    if places != sorted(places):
-        return Splice("", 0, 0, f"the tags are not in the order {' '.join(tags)}")
-    head, answer = response.split("<answer>")
-    own = answer.removesuffix("</answer>")
-    if not own.strip():
-        return Splice("", 0, 0, "nothing after <answer>")
-    lead = answer[: len(answer) - len(answer.lstrip(" \n\t\r"))] or " "
-    before = f"{head}<answer>{lead}"
-    return Splice(f"{before}{reference} </answer>", len(before), len(before) + len(reference))
+from guerdon.signals.likelihood.aggregate import Aggregation, aggregate, check_aggregation
+from guerdon.signals.likelihood.reference import (
+    Bound,
+    PairScores,
+    Placed,
+    Reduction,
+    ReferenceScorer,
+    pair_weights,
+    references_of,
+    to_rows,
+)
+from guerdon.signals.likelihood.splice import Mode, RLPRSplice, Splice, splice_reference
 
 
 def rlpr_reward(
@@ -131,21 +61,19 @@ def rlpr_reward(
     return (1 - format_coefficient) * shaped + format_coefficient * format_score
 
 
-# --- the signal ------------------------------------------------------------------------------------------------------
-
-
-class ReferenceProbability:
+class ReferenceProbability(Bound):
     """Signal: the probability of the reference answer after the policy's reasoning, and (debias) without it.
 
     Gives `<name>.score` (B, of the current policy) and, with `debias`, `<name>.baseline` (A, of the initial policy). A response that
     cannot be spliced scores 0 with the reason: that is the policy's doing. A row without a reference is NaN.
 
-    reference: the data column with the reference answer.
+    reference: the data column with the reference answer, or a list of equally right ones.
     mode: tag layout, "R1" or "R1_nothink".
     aggregation: see `aggregate`.
     temperature: what logits are divided by; the rollouts' sampling temperature in the official code.
     debias: also give the baseline. The System then needs models={"initial": Model("policy", "phase_start")}.
     max_tokens: prompt and spliced response longer than this score 0, as in the official code. None = no limit.
+    references: of several references, score and baseline each take the "max", the "first" or the "mean".
     """
 
     scope = "row"
@@ -161,23 +89,22 @@ class ReferenceProbability:
         debias: bool = True,
         round_bfloat16: bool = False,
         max_tokens: int | None = None,
+        references: Reduction = "max",
     ) -> None:
-        splice_reference("", "", mode)  # refuses an unknown mode here
-        aggregate(torch.zeros(1), torch.ones(1), aggregation)
-        self.reference, self.mode, self.aggregation = reference, mode, aggregation
-        self.temperature, self.debias, self.round_bfloat16 = temperature, debias, round_bfloat16
-        self.max_tokens = max_tokens
+        super().__init__()
+        check_aggregation(aggregation)
+        pair_weights(torch.zeros(0), torch.zeros(0, dtype=torch.long), references)  # refuses an unknown name here
+        self.scorer = ReferenceScorer(reference, RLPRSplice(mode), temperature=temperature, max_tokens=max_tokens)
+        self.mode, self.aggregation, self.references = mode, aggregation, references
+        self.debias, self.round_bfloat16 = debias, round_bfloat16
         self.roles = ("policy", "initial") if debias else ("policy",)
         self.level: Any = {"score": "sequence", "baseline": "sequence"} if debias else "sequence"
-        self._models: dict[str, Any] = {}
         self._baselines: dict[str, float] = {}
 
     def __repr__(self) -> str:
-        return f"ReferenceProbability({self.reference!r}, {self.mode!r}, {self.aggregation!r}, debias={self.debias})"
-
-    def bind(self, role: str, instrument: Any) -> None:
-        """Take the model of a role: a `guerdon.lm.LocalModel`."""
-        self._models[role] = instrument
+        return (
+            f"ReferenceProbability({self.scorer.column!r}, {self.mode!r}, {self.aggregation!r}, debias={self.debias})"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"baselines": dict(self._baselines)}
@@ -186,105 +113,63 @@ class ReferenceProbability:
         self._baselines = dict(state["baselines"])
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards | dict[str, Rewards]:
-        references = [_reference_text(cell) for cell in rollouts.column(self.reference)]
-        after, reasons = self._after_reasoning(rollouts, references)
+        model = self.model("policy")
+        placed = self.scorer.place(model.tokenizer, rollouts)
+        pairs = self.scorer.score(model, placed)
+        reasons = placed.failing | placed.missing | {int(placed.rows[i]): why for i, why in pairs.failed.items()}
+        after = self._reduced(self._values(pairs), placed, len(rollouts))
         score = Rewards.sequence(after, rollouts, reasons)
         if not self.debias:
             return score
-        baseline = torch.tensor(self._without_reasoning(rollouts, references))
-        missing = {row: text for row, text in reasons.items() if references[row] is None}
-        return {"score": score, "baseline": Rewards.sequence(baseline, rollouts, missing)}
+        return {"score": score, "baseline": Rewards.sequence(*self._without_reasoning(rollouts))}
 
     # -- details ------------------------------------------------------------------------------------------------------
 
-    def _model(self, role: str) -> Any:
-        if role not in self._models:
-            raise CapabilityError(
-                f"{self!r} needs the model {role!r}: an engine binds it, or call system.bind({role!r}, guerdon.lm.LocalModel(...))"
-            )
-        return self._models[role]
+    def _values(self, pairs: PairScores) -> Tensor:
+        """[N] of the pairs, NaN where the model failed."""
+        values = aggregate(pairs.logprobs, pairs.mask, self.aggregation, round_bfloat16=self.round_bfloat16)
+        return values.index_fill(0, torch.tensor(list(pairs.failed), dtype=torch.long), float("nan"))
 
-    def _after_reasoning(self, rollouts: Rollouts, references: Sequence[str | None]) -> tuple[Tensor, dict[int, str]]:
-        """[B] score B, NaN where there is no reference, and the reasons."""
-        values = torch.zeros(len(rollouts))
-        reasons: dict[int, str] = {}
-        rows, spliced = [], []
-        for row, (response, reference) in enumerate(zip(rollouts.completions, references, strict=True)):
-            if reference is None:
-                values[row], reasons[row] = float("nan"), f"no reference in column {self.reference!r}"
-                continue
-            splice = splice_reference(response, reference, self.mode)
-            if splice.why:
-                reasons[row] = splice.why
-            else:
-                rows.append(row)
-                spliced.append((_prompt(rollouts, row), splice.text, splice.start, splice.end))
-        found, failed = self._score("policy", spliced)
-        for index, row in enumerate(rows):
-            values[row] = found[index]
-            if index in failed:
-                reasons[row] = failed[index]
-        return values, reasons
+    def _reduced(self, values: Tensor, placed: Placed, size: int) -> Tensor:
+        """[B]: 0 where the response could not be spliced, NaN where there is no reference."""
+        weights = pair_weights(values, placed.rows, self.references)
+        rows = to_rows(values, weights, placed.rows, size, 0.0)
+        return rows.index_fill(0, torch.tensor(list(placed.missing), dtype=torch.long), float("nan"))
 
-    def _without_reasoning(self, rollouts: Rollouts, references: Sequence[str | None]) -> list[float]:
-        """B times score A, from the cache where it is known."""
-        keys = [None if ref is None else _key(rollouts.prompts[row], ref) for row, ref in enumerate(references)]
-        wanted: dict[str, int] = {}
-        for row, key in enumerate(keys):
-            if key is not None and key not in self._baselines:
-                wanted.setdefault(key, row)
-        asked = [
-            (_prompt(rollouts, row), f" {references[row]} ", 1, 1 + len(references[row] or ""))
-            for row in wanted.values()
-        ]
-        if asked:
-            found, _ = self._score("initial", asked)
-            self._baselines |= dict(zip(wanted, found.tolist(), strict=True))
-        return [float("nan") if key is None else self._baselines[key] for key in keys]
-
-    def _score(self, role: str, asked: Sequence[tuple[Any, str, int, int]]) -> tuple[Tensor, dict[int, str]]:
-        """Scores of marked parts of texts after contexts, and {index: why it is 0 or NaN}."""
-        from guerdon.lm.encode import encode_with_target
-        from guerdon.lm.scorer import SpanScorer
-
-        if not asked:
-            return torch.zeros(0), {}
-        scorer = SpanScorer(self._model(role))
-        parts = [
-            encode_with_target(scorer.tokenizer, text, start, end, context=prompt) for prompt, text, start, end in asked
-        ]
-        too_long = [self.max_tokens is not None and len(part.ids) > self.max_tokens for part in parts]
-        targets = [part.target & ~torch.tensor(long) for part, long in zip(parts, too_long, strict=True)]
-        logprobs, failed = scorer.score_positions([part.ids for part in parts], targets, temperature=self.temperature)
-        counts = torch.tensor([int(target.sum()) for target in targets])
-        mask = torch.arange(logprobs.shape[1])[None] < counts[:, None]
-        logprobs = logprobs.detach().cpu()
-        score = aggregate(logprobs, mask, self.aggregation, round_bfloat16=self.round_bfloat16)
-        broken = (logprobs.isnan() & mask).any(1)
-        reasons = {
-            i: f"longer than {self.max_tokens} tokens with the reference in place"
-            for i, long in enumerate(too_long)
-            if long
-        }
-        reasons |= {i: failed.get(i, "the model gave no probability") for i in broken.nonzero()[:, 0].tolist()}
-        return torch.where(broken, float("nan"), score), reasons
-
-
-def _reference_text(cell: Any) -> str | None:
-    """The reference as text: the first of several; None where there is none."""
-    if isinstance(cell, list | tuple):
-        cell = cell[0] if cell else None
-    text = "" if cell is None else str(cell)
-    return text if text.strip() else None
-
-
-def _prompt(rollouts: Rollouts, row: int) -> Any:
-    """The prompt as ids where they are known, so that what the policy saw is what is scored; else as it is."""
-    if rollouts.prompt_ids is None or rollouts.prompt_mask is None:
-        return rollouts.prompts[row]
-    return rollouts.prompt_ids[row][rollouts.prompt_mask[row].bool()].cpu()
+    def _without_reasoning(self, rollouts: Rollouts) -> tuple[Tensor, Rollouts, dict[int, str]]:
+        """Score A of each row, from the cache where it is known; with what `Rewards.sequence` takes besides."""
+        cells = [references_of(cell) for cell in rollouts.column(self.scorer.column)]
+        pairs = [(row, reference) for row, references in enumerate(cells) for reference in references]
+        keys = [_key(rollouts.prompts[row], reference) for row, reference in pairs]
+        wanted: dict[str, tuple[int, Splice]] = {}
+        for key, (row, reference) in zip(keys, pairs, strict=True):
+            if key not in self._baselines:
+                wanted.setdefault(key, (row, Splice(f" {reference} ", 1, 1 + len(reference))))
+        if wanted:
+            model = self.model("initial")
+            placed = self.scorer.encode(model.tokenizer, rollouts, list(wanted.values()))
+            found = self._values(self.scorer.score(model, placed)).tolist()
+            names = list(wanted)
+            # One too long for the limit has the value 0, as a response that is too long.
+            self._baselines |= dict.fromkeys(names, 0.0)
+            self._baselines |= {names[i]: value for i, value in zip(placed.asked, found, strict=True)}
+        values = torch.tensor([self._baselines[key] for key in keys], dtype=torch.float32)
+        missing = {row: f"no reference in column {self.scorer.column!r}" for row, refs in enumerate(cells) if not refs}
+        rows = Placed([], [], torch.tensor([row for row, _ in pairs], dtype=torch.long), missing=missing)
+        return self._reduced(values, rows, len(rollouts)), rollouts, missing
 
 
 def _key(prompt: Any, reference: str) -> str:
     text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.blake2b(f"{text}\n\n\n{reference}".encode(), digest_size=16).hexdigest()
+
+
+__all__ = [
+    "Aggregation",
+    "Mode",
+    "ReferenceProbability",
+    "Splice",
+    "aggregate",
+    "rlpr_reward",
+    "splice_reference",
+]
