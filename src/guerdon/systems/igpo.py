@@ -104,6 +104,7 @@ def igpo(
         signals["f1"] = (
             TaggedAnswer(reference=reference, kind=kind, format_penalty=format_penalty) if tagged else outcome
         )
+    gains = None if rewards == "outcome" else "gain.gain" if drops else "gain"
     links = turn_chain(gains, None if rewards == "gain" else "f1", normalization, gamma, alpha, std, eps, estimator)
     if estimator == "turns":
         links.append(ToTokens(placement="whole"))
