@@ -89,22 +89,20 @@ def igpo(
     if rewards not in ("both", "gain", "outcome"):
         raise ConfigError(f"rewards={rewards!r}: use 'both', 'gain' or 'outcome'")
     signals: dict[str, Any] = {}
-    drops: list[str] = []
+    gains, drops = None, []
     if rewards != "outcome":
-        given = information_gain or gain.InformationGain(
+        signals["gain"] = information_gain or gain.InformationGain(
             reference=reference, confidence=confidence, head=answer_head, temperature=temperature
         )
-        signals["gain"] = given
-        drops = [
-            f"gain.{part}" for part in ("start", "end") if not isinstance(given.level, str) and part in given.level
-        ]
+        level = signals["gain"].level
+        gains = "gain" if isinstance(level, str) else "gain.gain"
+        drops = [] if isinstance(level, str) else [f"gain.{part}" for part in level if part != "gain"]
     if rewards != "gain":
         kind: Any = outcome
         tagged = isinstance(outcome, str)
         signals["f1"] = (
             TaggedAnswer(reference=reference, kind=kind, format_penalty=format_penalty) if tagged else outcome
         )
-    gains = None if rewards == "outcome" else "gain.gain" if drops else "gain"
     links = turn_chain(gains, None if rewards == "gain" else "f1", normalization, gamma, alpha, std, eps, estimator)
     if estimator == "turns":
         links.append(ToTokens(placement="whole"))
