@@ -11,6 +11,7 @@
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
 | penalties | `KLPenalty` | `kl` |
+| one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt` | `calibration` |
 | watching | `WatchSteps` | `monitor` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
@@ -20,8 +21,10 @@
 from __future__ import annotations
 
 from guerdon.credit.accumulate import GAE, Accumulate, MinReturn
+from guerdon.credit.calibration import Calibrate, Fallback, Shrink, SwitchAt, calibrate_scores, shrink_scores
 from guerdon.credit.filters import DropTruncated, DropUniformGroups, OnFailure, StdEMAFilter, std_threshold
 from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
+from guerdon.credit.group_length import GroupLengthPenalty, group_length_penalty
 from guerdon.credit.groups import GroupStats, group_stats, group_sum, leave_one_out_mean
 from guerdon.credit.kl import KLPenalty, kl_estimate
 from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per_step_baseline, per_token_baseline
@@ -54,6 +57,7 @@ __all__ = [
     "Anneal",
     "Annealing",
     "BlockedReturns",
+    "Calibrate",
     "Ceil",
     "CenterOn",
     "Clip",
@@ -61,8 +65,10 @@ __all__ = [
     "Drop",
     "DropTruncated",
     "DropUniformGroups",
+    "Fallback",
     "Fuse",
     "Gate",
+    "GroupLengthPenalty",
     "GroupNorm",
     "GroupStats",
     "KLPenalty",
@@ -82,8 +88,10 @@ __all__ = [
     "RunningNorm",
     "Scale",
     "Shape",
+    "Shrink",
     "Squash",
     "StdEMAFilter",
+    "SwitchAt",
     "ToTokens",
     "WatchLength",
     "WatchSteps",
@@ -91,11 +99,13 @@ __all__ = [
     "Whiten",
     "apply_moments",
     "blocked_returns",
+    "calibrate_scores",
     "clip_scores",
     "correlation",
     "delta_scores",
     "early_advantages",
     "gae",
+    "group_length_penalty",
     "group_normalise",
     "group_stats",
     "group_sum",
@@ -115,6 +125,7 @@ __all__ = [
     "relative_reward",
     "reverse_linear_scan",
     "shaping_function",
+    "shrink_scores",
     "squash",
     "std_threshold",
     "suffix_min",
