@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
+    from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
     from guerdon.systems.par import par
@@ -38,6 +39,7 @@ SYSTEMS: dict[str, Entry] = {
     "rlpr": Entry("rlpr", "rlpr"),
     "sar": Entry("sar", "sar"),
     "par": Entry("par", "par"),
+    "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
     "igpo": Entry("igpo", "igpo"),
 }
 
@@ -58,6 +60,7 @@ __all__ = [
     "dr_grpo",
     "gdpo",
     "grpo",
+    "hybrid_multi_aspect",
     "igpo",
     "outcome",
     "par",
