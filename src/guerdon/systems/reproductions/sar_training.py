@@ -1,0 +1,153 @@
+"""Training an over-long tiny policy (`guerdon.tasks.padded`) under SAR and its baselines, through the real trainer."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guerdon.system import System
+from guerdon.systems.context import TaskReward
+from guerdon.systems.outcome import dr_grpo
+from guerdon.systems.sar import sar
+from guerdon.tasks.arithmetic import sums
+from guerdon.tasks.base import Task
+from guerdon.tasks.padded import NO_QUESTION, TERMS, padded_policy
+from guerdon.tasks.tiny import TinyConfig
+
+OUTCOME, SAR, LENGTH = (
+    "correctness only",
+    "correctness + 0.2 SAR",
+    "correctness + 0.2 O1-pruner",
+)
+ARMS: dict[str, Callable[[Any], System]] = {
+    OUTCOME: lambda verifier: dr_grpo(verifier=verifier),
+    SAR: lambda verifier: sar(verifier=verifier, questionless=NO_QUESTION),
+    LENGTH: lambda verifier: sar(verifier=verifier, efficiency="o1_pruner"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement of `samples` held-out rollouts every `every`."""
+
+    steps: int = 40
+    prompts: int = 16
+    group: int = 6
+    lr: float = 2e-4
+    every: int = 20
+    samples: int = 2048
+    tokens: int = 96
+
+
+SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=8, tokens=24)
+
+
+@dataclass
+class Run:
+    """Held-out accuracy and mean length (tokens, the end-of-sequence token included) at `x` steps."""
+
+    x: list[int] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    length: list[float] = field(default_factory=list)
+
+
+def starting_policy(smoke: bool) -> str:
+    """The over-long policy; a far smaller, hardly trained one for a smoke run."""
+    return (
+        padded_policy(3, config=TinyConfig(hidden=16, layers=1, heads=2, intermediate=16)) if smoke else padded_policy()
+    )
+
+
+def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
+    """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
+    task = sums(terms=TERMS, train_size=80, held_out_size=20)
+    system = ARMS[arm](TaskReward(task))
+    name = "".join(c if c.isalnum() else "-" for c in arm)
+    file = folder / f"{name}-{seed}.json" if folder else None
+    asked = {"arm": str(system), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
+    if file is not None and file.exists():
+        record = json.loads(file.read_text())
+        if record["asked"] == asked:
+            return Run(**record["run"])
+    run = train(system, task, seed, plan, policy)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".part")
+        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
+        draft.replace(file)
+    return run
+
+
+def train(system: System, task: Task, seed: int, plan: Plan, policy: str) -> Run:
+    """GRPO as the official scripts have it: no division by the std, token sums over a constant, temperature 1; no KL term."""
+    from transformers import PrinterCallback
+    from trl import GRPOConfig
+
+    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog
+    from guerdon.lm.load import load_tokenizer
+
+    run = Run()
+    evaluator = Evaluator(
+        list(task.to_dataset("held_out")),
+        Truth(task, run, load_tokenizer(policy)),
+        system,
+        every=plan.every,
+        samples=plan.samples,
+        batch_size=512,
+        kl=False,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        args = GRPOConfig(
+            scratch,
+            max_steps=plan.steps,
+            per_device_train_batch_size=plan.prompts * plan.group,
+            num_generations=plan.group,
+            max_completion_length=plan.tokens,
+            learning_rate=plan.lr,
+            lr_scheduler_type="constant",
+            temperature=1.0,
+            beta=0.0,
+            loss_type="dr_grpo",
+            seed=seed,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+        )
+        trainer = CreditTrainer(
+            policy,
+            system,
+            args=args,
+            train_dataset=task.to_dataset("train"),
+            processing_class=load_tokenizer(policy),
+            monitors=[evaluator],
+            rollout_log=RolloutLog(every=0),
+            log_dir=scratch,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        run.x = [json.loads(line)["step"] for line in (Path(scratch) / "eval.jsonl").read_text().splitlines()]
+    return run
+
+
+class Truth:
+    """The evaluator's truth: the task's verifier, remembering accuracy and length."""
+
+    def __init__(self, task: Task, run: Run, tokenizer: Any) -> None:
+        self.task, self.run, self.tokenizer = task, run, tokenizer
+
+    def __call__(self, completions: Sequence[str], rows: Sequence[Any]) -> list[Any]:
+        verdicts = self.task.true_success(completions, rows)
+        self.run.accuracy.append(sum(verdict.value for verdict in verdicts) / len(verdicts))
+        # One token a character, and one that ends the text.
+        self.run.length.append(sum(len(text) + 1 for text in completions) / len(completions))
+        return verdicts
