@@ -187,6 +187,8 @@ class ObjectiveBatch:
         keep: [b] bool.
         inputs: TRL's tensors (prompt_ids, prompt_mask, completion_ids, completion_mask, advantages, ...), on the device.
         temperature: the sampling temperature.
+        row_scale: [b] what the policy loss multiplies the sum over a row's tokens by, accumulation aside (its length or token
+            normalisation). An objective in units of the policy loss multiplies its own sums by it. None = 1/b.
     """
 
     rollouts: Rollouts
@@ -194,6 +196,35 @@ class ObjectiveBatch:
     keep: Tensor
     inputs: dict[str, Any]
     temperature: float
+    row_scale: Tensor | None = None
+
+
+def row_scale(
+    inputs: Mapping[str, Any], loss_type: str, *, processes: int, generation_steps: int, max_completion_length: int
+) -> Tensor:
+    """[b]: d loss / d (sum of a row's token losses) in TRL 1.16, before the division by the accumulation steps.
+
+    Args:
+        inputs: TRL's tensors of a micro-batch, `install_credit` included.
+        loss_type: of the GRPOConfig.
+        processes: ranks.
+        generation_steps: micro-batches of a generation batch (`steps_per_generation`).
+        max_completion_length: of the GRPOConfig.
+    """
+    mask = inputs["completion_mask"]
+    mask = mask * inputs["tool_mask"] if "tool_mask" in inputs else mask
+    rows = mask.sum(1)
+    share = inputs.get("row_share", 1.0) if loss_type in ROW_MEAN_LOSSES else 1.0
+    ones = torch.ones_like(rows, dtype=torch.float32)
+    if loss_type in ("grpo", "sapo"):
+        return share / rows.clamp(min=1).float() / len(rows)
+    if loss_type == "dr_grpo":
+        return ones * share / (len(rows) * max_completion_length)
+    if loss_type == "luspo":
+        return ones * share / len(rows)
+    if loss_type == "bnpo":
+        return ones / rows.sum().clamp(min=1)
+    return ones * generation_steps * processes / torch.as_tensor(inputs["num_items_in_batch"]).clamp(min=1)
 
 
 def read_truth(answers: Sequence[Any], size: int) -> tuple[Tensor, list[str]]:

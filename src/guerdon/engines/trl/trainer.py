@@ -302,13 +302,13 @@ class CreditTrainer(GRPOTrainer):
     # -- the loss ----------------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        share, beta = inputs.get("row_share"), self.beta
+        share, beta, scaled = inputs.get("row_share"), self.beta, inputs
         if share is not None and self.loss_type in B.ROW_MEAN_LOSSES:
             # Scaling the credit and the KL coefficient is scaling their sum, and leaves an entropy bonus alone.
-            inputs = {**inputs, "advantages": inputs["advantages"] * share}
+            scaled = {**inputs, "advantages": inputs["advantages"] * share}
             self.beta = beta * float(share)
         try:
-            loss = super()._compute_loss(model, inputs)
+            loss = super()._compute_loss(model, scaled)
         finally:
             self.beta = beta
         if "rows" not in inputs or self._objective_rows is None:
@@ -316,7 +316,14 @@ class CreditTrainer(GRPOTrainer):
         rollouts, scores = self._objective_rows
         rows = inputs["rows"].cpu()
         rewards = {name: rewards.select(rows) for name, rewards in scores.raw.items()}
-        part = B.ObjectiveBatch(rollouts.select(rows), rewards, scores.keep[rows], inputs, self.temperature)
+        scale = B.row_scale(
+            inputs,
+            self.loss_type,
+            processes=self.accelerator.num_processes,
+            generation_steps=self.args.steps_per_generation,
+            max_completion_length=self.max_completion_length or 1,
+        )
+        part = B.ObjectiveBatch(rollouts.select(rows), rewards, scores.keep[rows], inputs, self.temperature, scale)
         models = {**self.instruments.by_role, "policy": model}
         for objective in self.system.objectives:
             extra, metrics = objective(models, part)
