@@ -28,6 +28,7 @@ SIGNALS = {
     "think_format": "ThinkFormat",
     "length": "Length",
     "repetition": "Repetition",
+    "reasoning_patterns": "ReasoningPatterns",
 }
 
 

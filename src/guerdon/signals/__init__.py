@@ -11,7 +11,9 @@ _HOMES = {
     "guerdon.signals.learned.prm": ("StepClassifier",),
     "guerdon.signals.learned.scalar": ("RewardModel",),
     "guerdon.signals.likelihood.information_gain": ("InformationGain",),
+    "guerdon.signals.noise": ("Noisy",),
     "guerdon.signals.text": ("TextSignal", "text_signal"),
+    "guerdon.signals.verifiable.patterns": ("ReasoningPatterns",),
     "guerdon.signals.verifiable": (
         "AnswerTag",
         "Exact",
