@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
+    from guerdon.systems.noisy_rpr import noisy_rpr, rpr_calibrated
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
     from guerdon.systems.par import par
     from guerdon.systems.pure import pure, pure_sum
@@ -40,6 +41,7 @@ SYSTEMS: dict[str, Entry] = {
     "sar": Entry("sar", "sar"),
     "par": Entry("par", "par"),
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
+    "noisy_rpr": Entry("noisy_rpr", "noisy_rpr"),
     "igpo": Entry("igpo", "igpo"),
 }
 
@@ -51,6 +53,7 @@ VARIANTS: dict[str, Entry] = {
     "reinforce_pp": Entry("outcome", "reinforce_pp"),
     "gdpo": Entry("outcome", "gdpo"),
     "pure_sum": Entry("pure", "pure_sum"),
+    "rpr_calibrated": Entry("noisy_rpr", "rpr_calibrated"),
 }
 
 __all__ = [
@@ -62,6 +65,7 @@ __all__ = [
     "grpo",
     "hybrid_multi_aspect",
     "igpo",
+    "noisy_rpr",
     "outcome",
     "par",
     "pure",
@@ -69,6 +73,7 @@ __all__ = [
     "reinforce_pp",
     "rloo",
     "rlpr",
+    "rpr_calibrated",
     "sar",
 ]
 
