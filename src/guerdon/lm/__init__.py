@@ -4,7 +4,8 @@ load      a hub id, a folder, a GGUF or a short name          forward   one forw
 local     generate, log-probabilities, hidden states          scorer    the span scorer
 encode    prompts and continuations to ids                    offsets   characters of tokens, from our own decoding
 chat      replies, the ChatModel protocol, scripted models    remote    an OpenAI-compatible endpoint
-judging   parse-validated answers, voted
+prefixes  targets after many beginnings of rollouts         shared    the forward that runs what is common once
+packing   which tokens need a forward at all                judging   parse-validated answers, voted
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ if TYPE_CHECKING:
     from guerdon.lm.load import load_model, load_tokenizer, materialise, save_model
     from guerdon.lm.local import Generations, LocalModel
     from guerdon.lm.offsets import decode_offsets, decode_offsets_batch, overlapping_tokens
+    from guerdon.lm.prefixes import PrefixScorer, PrefixScores
     from guerdon.lm.remote import RemoteModel
     from guerdon.lm.scorer import SpanScorer, SpanScores
+    from guerdon.lm.shared import NaivePathWarning, SharedForward
 
 __all__ = [
     "ChatModel",
     "Generations",
     "LocalModel",
+    "NaivePathWarning",
+    "PrefixScorer",
+    "PrefixScores",
     "RemoteModel",
     "Reply",
     "ScriptedModel",
+    "SharedForward",
     "SpanScorer",
     "SpanScores",
     "Spliced",
@@ -54,8 +61,10 @@ _HOMES = {
     "load": ("load_model", "load_tokenizer", "materialise", "save_model"),
     "local": ("Generations", "LocalModel"),
     "offsets": ("decode_offsets", "decode_offsets_batch", "overlapping_tokens"),
+    "prefixes": ("PrefixScorer", "PrefixScores"),
     "remote": ("RemoteModel",),
     "scorer": ("SpanScorer", "SpanScores"),
+    "shared": ("NaivePathWarning", "SharedForward"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

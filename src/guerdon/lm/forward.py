@@ -8,8 +8,8 @@ Where the architecture allows, only the backbone runs over all positions and the
 (vocabulary-sized tensors are what fills memory). Whether it is allowed is tried on the model itself, once, on four tokens:
 models that scale or cap their logits after the head fail the trial and take the way of full logits.
 
-Left out: sequence parallelism, FSDP/ZeRO-3 (ranks would need equal numbers of forwards, see docs), prefix sharing - its
-seam is `Forward.states`.
+Left out: sequence parallelism, FSDP/ZeRO-3 (ranks would need equal numbers of forwards, see docs). Sharing what sequences
+have in common is `shared.SharedForward`, another `Forward.states`.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Forward:
         self.left_pad = left_pad
 
     def states(self, sequences: Sequence[Tensor], wanted: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-        """The seam for other ways to run (one packed pass for all prefixes of a rollout): same arguments, same meaning.
+        """The seam for other ways to run (`shared.SharedForward`): same arguments, same meaning.
 
         Args:
             sequences: N id tensors [T_n].
@@ -177,7 +177,13 @@ class Forward:
         Yields:
             row indices, and the states of those rows in that order, concatenated: [sum M_n, D]. Call it inside `instrument`.
         """
-        for rows in microbatches([len(s) for s in sequences], self.max_tokens):
+        yield from self._padded(sequences, wanted, self.max_tokens)
+
+    def _padded(
+        self, sequences: Sequence[Tensor], wanted: Sequence[Tensor], max_tokens: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """One row a sequence, in padded micro-batches."""
+        for rows in microbatches([len(s) for s in sequences], max_tokens):
             ids, mask = pad_ids([sequences[i] for i in rows], left=self.left_pad)
             width = ids.shape[1]
             row_index = torch.cat([torch.full((len(wanted[i]),), n) for n, i in enumerate(rows)])
@@ -185,18 +191,23 @@ class Forward:
             yield rows, self._at(ids, mask, row_index.long(), columns.long())
 
     def _at(self, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        parts, device = self.parts, self.parts.device
+        device = self.parts.device
         inputs = {
             "input_ids": ids.to(device),
             "attention_mask": mask.long().to(device),
             "position_ids": positions_of(mask).to(device),
             "use_cache": False,
         }
+        return self._states_at(inputs, rows, columns)
+
+    def _states_at(self, inputs: dict[str, Any], rows: Tensor, columns: Tensor) -> Tensor:
+        """[M, D]: run the model on these inputs, and read the states at (rows [M], columns [M])."""
+        parts, device = self.parts, self.parts.device
         if parts.backbone is not None:
             return parts.backbone(**inputs).last_hidden_state[rows.to(device), columns.to(device)]
         if parts.keeps:  # the model itself leaves out the columns in which no row wants anything
             kept, columns = columns.unique(return_inverse=True)
-            inputs["logits_to_keep"] = kept.to(device)
+            inputs = inputs | {"logits_to_keep": kept.to(device)}
         return parts.call(**inputs).logits[rows.to(device), columns.to(device)]
 
 

@@ -29,6 +29,7 @@ from guerdon.errors import ConfigError
 from guerdon.lm.encode import Prompt, Text, continuation_offsets, encode_continuation, encode_prompt
 from guerdon.lm.forward import Forward, Head, instrument
 from guerdon.lm.local import LocalModel
+from guerdon.lm.shared import Share, SharedForward
 
 Gather = Literal["target", "token_ids", "logsumexp"]
 NO_CONTEXT = (
@@ -91,8 +92,9 @@ class SpanScorer:
         tokenizer: with a model object.
         max_tokens: tokens in one forward, padding counted; None = the LocalModel's.
         left_pad: pad on the left instead of the right. Results agree to rounding; position ids are explicit.
-        forward: another way to run sequences, with `Forward.states`' arguments and meaning (for instance one packed pass
-            for all prefixes of a rollout). None = padded micro-batches.
+        share: forward what sequences have in common only once: "auto" (the cheapest path the model can take), "packed" or
+            "cached" to force one, "padded" = one row a sequence (`guerdon.lm.shared`).
+        forward: another way to run sequences, with `Forward.states`' arguments and meaning; `share` then says nothing.
     """
 
     def __init__(
@@ -102,11 +104,14 @@ class SpanScorer:
         *,
         max_tokens: int | None = None,
         left_pad: bool = False,
+        share: Share = "padded",
         forward: Forward | None = None,
     ) -> None:
         self.lm = model if isinstance(model, LocalModel) else LocalModel(model, tokenizer)
         self.tokenizer = self.lm.tokenizer
-        self.forward = forward or Forward(self.lm.model, max_tokens=max_tokens or self.lm.max_tokens, left_pad=left_pad)
+        self.forward = forward or SharedForward(
+            self.lm.model, max_tokens=max_tokens or self.lm.max_tokens, left_pad=left_pad, share=share
+        )
         self.head = Head(self.forward.parts, self.lm.chunk)
 
     def score(
