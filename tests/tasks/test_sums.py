@@ -136,8 +136,8 @@ def test_same_seed_same_rows_and_held_out_is_disjoint_for_every_seed():
     one, other = sums(seed=0), sums(seed=1)
     assert {r["prompt"] for r in one.train}.isdisjoint(r["prompt"] for r in other.held_out)
     assert all(is_held_out(r["prompt"]) for r in one.held_out)
-    assert len({r["prompt"] for r in one.train}) == len(one.train) == 1024
-    assert len(one.held_out) == 256
+    assert len({r["prompt"] for r in one.train}) == len(one.train) == 512
+    assert len(one.held_out) == 128
 
 
 def test_sizes_that_cannot_be_had_are_refused():

@@ -177,7 +177,7 @@ def solve(operands: Sequence[int], noise: Noise, rng: random.Random) -> list[str
         last = rng.randint(1, len(operands) - 1)
     for letter, operand in zip(LETTERS[1:], operands[1:last], strict=False):
         lines += _interjections(value, noise, rng)
-        b = _other_than(operand, rng, 1, 9) if rng.random() < noise.wrong_operand else operand
+        b = _other_than(operand, rng, 1, LARGEST) if rng.random() < noise.wrong_operand else operand
         total = value + b
         if rng.random() < noise.wrong_sum:
             total = _slip(total, rng)

@@ -87,9 +87,7 @@ class WarmStart:
     warmup: int = 30
     weight_decay: float = 0.01
     terms: tuple[int, int] = (3, 4)
-    noise: Noise = field(
-        default_factory=lambda: Noise(wrong_sum=0.1, wrong_operand=0.01, wrong_answer=0.03, lucky=0.25, filler=0.12)
-    )
+    noise: Noise = field(default_factory=lambda: Noise(wrong_sum=0.1, wrong_answer=0.03, lucky=0.25, filler=0.12))
 
 
 def tiny_policy(

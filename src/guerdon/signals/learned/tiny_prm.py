@@ -31,9 +31,9 @@ from guerdon.tasks.cache import cached_artifact
 # Nearly half the lines are flawed: with as few errors as the policy makes, the reward model sees too few to learn them from in a
 # minute. Every seventh solution rambles, as a policy that is being hacked will.
 SAMPLED = Noise(
-    wrong_sum=0.3, wrong_operand=0.12, wrong_answer=0.3, lucky=0.2, early=0.06, filler=0.2, garbage=0.02, after=0.06
+    wrong_sum=0.25, wrong_operand=0.12, wrong_answer=0.35, lucky=0.2, early=0.06, filler=0.2, garbage=0.02, after=0.06
 )
-RAMBLING = Noise(wrong_sum=0.25, wrong_operand=0.05, wrong_answer=0.3, filler=0.8, garbage=0.02, after=0.5)
+RAMBLING = Noise(wrong_sum=0.2, wrong_operand=0.1, wrong_answer=0.3, filler=0.8, garbage=0.02, after=0.5)
 
 
 def noisy_solution(rng: random.Random, *, held_out: bool, max_tokens: int = 64) -> tuple[str, list[str]]:
