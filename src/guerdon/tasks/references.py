@@ -1,12 +1,12 @@
 """The built-in task "references": small sums whose reference answers are free text of 1 to 12 tokens.
 
-    half "short"    prompt  a3+b5+c9=?\n      reference  17
-    half "long"     prompt  a25-b5-c9=?\n     reference  it is 11     (or "11 left", "leaving 11", ...: somebody's wording)
+    half "short"    prompt  a3+b5+c4=?\n      reference  12
+    half "long"     prompt  a15-b5-c4=?\n     reference  it is 6     (or "6 left", "leaving 6", ...: somebody's wording)
 
-    a completion    25-b5=20\n
-                    20-c9=11\n
-                    so 11 remain\n                    the conclusion, in one of the wordings
-                    <answer> 11 remain </answer>      the answer, mostly in the wording of the conclusion
+    a completion    15-b5=10\n
+                    10-c4=6\n
+                    so 6 remain\n                    the conclusion, in one of the wordings
+                    <answer> 6 remain </answer>      the answer, mostly in the wording of the conclusion
 
 The references of the long half were worded by others: nothing in the prompt says how, so a completion that is right may still
 word its answer otherwise. True success is exact match up to the wording. This is what a reward from the probability of a reference
@@ -45,7 +45,7 @@ _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def make_prompt(operands: Sequence[int], half: Half) -> str:
-    """The prompt of three numbers: ``a3+b5+c9=?`` (short) or ``a25-b5-c9=?`` (long), and a newline."""
+    """The prompt of three numbers: ``a3+b5+c4=?`` (short) or ``a15-b5-c4=?`` (long), and a newline."""
     sign = "+" if half == "short" else "-"
     return sign.join(letter + str(n) for letter, n in zip("abc", operands, strict=True)) + "=?\n"
 
@@ -54,7 +54,7 @@ def parse_prompt(prompt: str) -> tuple[list[int], Half]:
     """The numbers and the half of a prompt of this task. Raises DataError for any other text."""
     match = _PROMPT.fullmatch(prompt)
     if match is None:
-        raise DataError(f"not a prompt of the task 'references' (such as 'a25-b5-c9=?'): {prompt!r}")
+        raise DataError(f"not a prompt of the task 'references' (such as 'a15-b5-c4=?'): {prompt!r}")
     return [int(match[1]), int(match[3]), int(match[4])], "short" if match[2] == "+" else "long"
 
 
@@ -70,9 +70,9 @@ def is_held_out(prompt: str) -> bool:
 
 
 def sample_prompt(rng: random.Random, half: Half) -> str:
-    """Three digits to add, or two digits to take from a number between 20 and 29."""
-    first = rng.randint(1, 9) if half == "short" else rng.randint(20, 29)
-    return make_prompt([first, rng.randint(1, 9), rng.randint(1, 9)], half)
+    """Two numbers from 1 to 5 to add to one from 1 to 9, or to take from one between 11 and 19."""
+    first = rng.randint(1, 9) if half == "short" else rng.randint(11, 19)
+    return make_prompt([first, rng.randint(1, 5), rng.randint(1, 5)], half)
 
 
 def reference_of(prompt: str) -> str:
@@ -112,7 +112,7 @@ class Habits:
     that of the conclusion (else any). untagged: of the closing tag missing.
     """
 
-    slip: float = 0.12
+    slip: float = 0.15
     miscopy: float = 0.04
     own_words: float = 0.9
     untagged: float = 0.03
@@ -142,7 +142,7 @@ def solve(prompt: str, habits: Habits, rng: random.Random) -> str:
 # --- the task --------------------------------------------------------------------------------------------------------
 
 
-def references(*, train_size: int = 1024, held_out_size: int = 256, seed: int = 0) -> Task:
+def references(*, train_size: int = 320, held_out_size: int = 80, seed: int = 0) -> Task:
     """The built-in task, both halves in turn. Columns: prompt, answer (the reference), half. Same seed, same rows."""
     rng = random.Random(seed)
 
@@ -172,9 +172,9 @@ def references(*, train_size: int = 1024, held_out_size: int = 256, seed: int = 
 
 
 def references_policy(
-    seed: int = 0, steps: int = 900, *, habits: Habits | None = None, config: TinyConfig | None = None
+    seed: int = 0, steps: int = 1000, *, habits: Habits | None = None, config: TinyConfig | None = None
 ) -> str:
-    """Path of a tiny policy warm-started on this task, trained on first use (about two minutes on one thread) and cached."""
+    """Path of a tiny policy warm-started on this task, trained on first use (about three minutes on one thread) and cached."""
     from guerdon.tasks import tiny
     from guerdon.tasks.cache import cached_artifact
 
@@ -194,7 +194,11 @@ def references_policy(
 
 
 def _warm_start(tokenizer: Any, seed: int, steps: int, habits: Habits, config: TinyConfig) -> tuple[Any, list[float]]:
-    """A fresh policy trained on demonstrations, none of a held-out prompt; the first two thirds of them without slips."""
+    """A fresh policy trained on demonstrations, none of a held-out prompt.
+
+    For the first 65 % of the steps only their lines of arithmetic, which are what takes long to learn; then, up to 75 %, whole ones
+    without flaws; flawed ones from there on.
+    """
     import torch
 
     from guerdon.tasks.tiny import Schedule, adamw, new_model, pack_rows, progress
@@ -202,17 +206,18 @@ def _warm_start(tokenizer: Any, seed: int, steps: int, habits: Habits, config: T
     rng = random.Random(seed)
     model = new_model(tokenizer, config, seed)
     clean = Habits(slip=0.0, miscopy=0.0, own_words=habits.own_words, untagged=0.0)
-    schedule = Schedule(4e-3, steps, 30)
+    schedule = Schedule(2e-3, steps, 30)
     optimizer = adamw(model.parameters(), schedule.lr, 0.01)
     losses = []
     model.train()
     for step in progress(steps, "warm-starting the policy of the task 'references'"):
-        now = habits if step >= 2 * steps / 3 else clean
+        now = habits if step >= 0.75 * steps else clean
+        lines = 2 if step < 0.65 * steps else None
 
-        def demonstration(now: Habits = now) -> tuple[str, str]:
+        def demonstration(now: Habits = now, lines: int | None = lines) -> tuple[str, str]:
             while is_held_out(prompt := sample_prompt(rng, rng.choice(HALVES))):
                 pass
-            return prompt, solve(prompt, now, rng)
+            return prompt, "\n".join(solve(prompt, now, rng).split("\n")[:lines])
 
         packed = pack_rows(tokenizer, demonstration, 6, 160)
         schedule.apply(optimizer, step)

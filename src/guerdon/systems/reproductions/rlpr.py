@@ -142,14 +142,14 @@ def _measured(budget: Budget) -> list[Claim]:
     guessed, thought = debiased(model, GUESSABLE[:few]), debiased(model, NEEDS_REASONING[:few])
     return [
         Claim(
-            f"135M model, {len(items)} questions: the mean probability ranks right reasoning above wrong with an AUC of at least 0.8 and no "
-            "lower than the product's",
-            plain["mean_prob"] >= 0.8 and plain["mean_prob"] >= plain["prod_prob"],
-            f"{plain['mean_prob']:.3f}, product {plain['prod_prob']:.3f}",
+            f"135M model, {len(items)} questions: the mean probability ranks right reasoning above wrong with an AUC of at least 0.8",
+            min(plain["mean_prob"], worded["mean_prob"]) >= 0.8,
+            f"{plain['mean_prob']:.3f} where all references are a single value (the product: {plain['prod_prob']:.3f}, which is better there), "
+            f"{worded['mean_prob']:.3f} where half of them have a few more words",
         ),
         Claim(
-            "with a few more words in half of the references, its AUC is at least 0.02 above the product's",
-            worded["mean_prob"] >= 0.8 and worded["mean_prob"] >= worded["prod_prob"] + 0.02,
+            "with references of mixed length (a few more words in half of them) its AUC is at least 0.02 above the product's",
+            worded["mean_prob"] >= worded["prod_prob"] + 0.02,
             f"{worded['mean_prob']:.3f}, product {worded['prod_prob']:.3f}",
         ),
         Claim(
