@@ -84,8 +84,18 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
     return run
 
 
-def train(system: System, task: Task, seed: int, plan: Plan, policy: str) -> Run:
-    """GRPO as the official scripts have it: no division by the std, token sums over a constant, temperature 1; no KL term."""
+def train(
+    system: System,
+    task: Task,
+    seed: int,
+    plan: Plan,
+    policy: str,
+    finished: Callable[[dict[str, torch.Tensor]], None] | None = None,
+) -> Run:
+    """GRPO as the official scripts have it: no division by the std, token sums over a constant, temperature 1; no KL term.
+
+    finished: called with the trained weights.
+    """
     from transformers import PrinterCallback
     from trl import GRPOConfig
 
@@ -135,6 +145,8 @@ def train(system: System, task: Task, seed: int, plan: Plan, policy: str) -> Run
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        if finished is not None:
+            finished(trainer.accelerator.unwrap_model(trainer.model).state_dict())
         run.x = [json.loads(line)["step"] for line in (Path(scratch) / "eval.jsonl").read_text().splitlines()]
     return run
 
