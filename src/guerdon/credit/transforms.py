@@ -84,6 +84,17 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Clamp:
+    """Bounded from both sides: min(max(r, low), high)."""
+
+    low: float
+    high: float
+
+    def __call__(self, rewards: Rewards, rollouts: Rollouts) -> Rewards:
+        return rewards.with_values(rewards.values.clamp(self.low, self.high))
+
+
+@dataclass(frozen=True)
 class Squash:
     """sigma or tanh of k (r - centre). See `shaping.squash`."""
 
