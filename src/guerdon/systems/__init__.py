@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
+    from guerdon.systems.likelihood import likelihood, nover
     from guerdon.systems.noisy_rpr import noisy_rpr, rpr_calibrated
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
     from guerdon.systems.par import par
@@ -38,6 +39,7 @@ SYSTEMS: dict[str, Entry] = {
     "pure": Entry("pure", "pure"),
     "clip_delta": Entry("clip_delta", "clip_delta"),
     "rlpr": Entry("rlpr", "rlpr"),
+    "likelihood": Entry("likelihood", "likelihood"),
     "sar": Entry("sar", "sar"),
     "par": Entry("par", "par"),
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
@@ -54,6 +56,7 @@ VARIANTS: dict[str, Entry] = {
     "gdpo": Entry("outcome", "gdpo"),
     "pure_sum": Entry("pure", "pure_sum"),
     "rpr_calibrated": Entry("noisy_rpr", "rpr_calibrated"),
+    "nover": Entry("likelihood", "nover"),
 }
 
 __all__ = [
@@ -65,7 +68,9 @@ __all__ = [
     "grpo",
     "hybrid_multi_aspect",
     "igpo",
+    "likelihood",
     "noisy_rpr",
+    "nover",
     "outcome",
     "par",
     "pure",

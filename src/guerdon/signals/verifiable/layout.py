@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import Literal
 
@@ -52,6 +53,20 @@ def think_format(response: str, *, opened_by_prompt: bool = False) -> float:
             return 0.0
         head = head.removeprefix("<think>")
     return float(bool(head.strip()) and bool(answer.strip()))
+
+
+def nothing_but_tags(response: str) -> float:
+    """1.0 if the response is <think>...</think><answer>...</answer> and nothing else, white space aside; else 0.0.
+
+    Both contents are what the first match of each tag holds, and may be empty. Source: NOVER (arXiv 2505.16022), official code
+    reward_functions.py, tag_format_reward.
+    """
+    contents = []
+    for tag in ("think", "answer"):
+        found = re.search(f"<{tag}>(.*?)</{tag}>", response, re.DOTALL)
+        contents.append(found[1] if found else "")
+    expected = f"<think>{contents[0]}</think><answer>{contents[1]}</answer>"
+    return float("".join(response.split()) == "".join(expected.split()))
 
 
 def repetition_penalty(text: str, window_size: int = 10, max_repetitions_limit: int = 6) -> int:
