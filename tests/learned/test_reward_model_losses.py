@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guerdon.objectives.reward_model import bradley_terry_loss, odin_losses, pearson
+from guerdon.objectives.reward_model import bradley_terry_loss, odin_losses, pearson, pointwise_loss
 from guerdon.signals.learned import split_steps
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -89,3 +89,9 @@ def test_official_split_steps(case):
     assert got.step_end_mask.int().tolist() == case["expected"]["step_end_mask"]
     assert got.step_ends.tolist() == case["expected"]["step_ends"]
     assert got.num_steps.tolist() == case["expected"]["num_steps"]
+
+
+def test_pointwise_by_hand():
+    assert pointwise_loss(f64([0.9, 0.3, -1.0]), f64([1.0, 0.0, 0.0])).tolist() == pytest.approx([0.01, 0.09, 1.0])
+    with pytest.raises(ValueError, match=r"\[N\]"):
+        pointwise_loss(f64([0.9]), f64([1.0, 0.0]))

@@ -224,3 +224,8 @@ def test_train_rm_learns_a_preference():
     assert pair_accuracy(result.model, TOKENIZER, held_out) > 0.95
     with pytest.raises(DataError):
         train_rm(model, [], tokenizer=TOKENIZER)
+    with pytest.raises(ConfigError, match="without reg"):
+        train_rm(model, pairs, loss="pointwise", reg=0.1, tokenizer=TOKENIZER)
+    options = {"lr": 3e-3, "epochs": 6, "batch_size": 32, "loss": "pointwise", "tokenizer": TOKENIZER}
+    pointwise = train_rm(small(LlamaForSequenceClassification, 1), pairs, **options)
+    assert pointwise.losses[-1] < 0.1 and pair_accuracy(pointwise.model, TOKENIZER, held_out) > 0.9

@@ -1,4 +1,4 @@
-"""Losses that train scalar reward models from preference pairs: Bradley-Terry, its regularised form, and ODIN's.
+"""Losses that train scalar reward models from preference pairs: Bradley-Terry, its regularised form, pointwise, and ODIN's.
 
 Pure functions on tensors; models and loops are in `guerdon.signals.learned.train_rm`.
 
@@ -24,6 +24,15 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, reg: float = 0.0) -> Te
     _same_length("chosen", chosen, "rejected", rejected)
     losses = -logsigmoid(chosen - rejected)
     return losses + reg * (chosen.square() + rejected.square()) if reg else losses
+
+
+def pointwise_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """(s - y)^2: each response on its own, y = 1 for the more helpful one of a pair and 0 for the other (arXiv 2505.22653).
+
+    scores, labels: [N]. Returns [N]; take the mean to train. Its scores lie about [0, 1], and cluster at 1/2 while it is weak.
+    """
+    _same_length("scores", scores, "labels", labels)
+    return (scores - labels.to(scores)).square()
 
 
 class OdinLosses(NamedTuple):
