@@ -208,7 +208,10 @@ class Forward:
         if parts.keeps:  # the model itself leaves out the columns in which no row wants anything
             kept, columns = columns.unique(return_inverse=True)
             inputs = inputs | {"logits_to_keep": kept.to(device)}
-        return parts.call(**inputs).logits[rows.to(device), columns.to(device)]
+        logits = parts.call(**inputs).logits
+        if not parts.keeps:  # adapters that put virtual tokens in front give logits for these, too
+            logits = logits[:, -inputs["input_ids"].shape[1] :]
+        return logits[rows.to(device), columns.to(device)]
 
 
 @dataclass

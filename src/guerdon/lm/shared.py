@@ -125,7 +125,7 @@ class SharedForward(Forward):
         order = ("padded", "packed", "cached")  # of equals, the simplest
         path = min(order, key=lambda name: estimates[name]) if self.share == "auto" else self.share
         refused = dict(support.refused)
-        if support.window is not None and len(sequences[longest]) > support.window:
+        if support.window and len(sequences[longest]) > support.window:
             reason = (
                 f"its attention has a window of {support.window} tokens, and a sequence has {len(sequences[longest])}"
             )
@@ -183,7 +183,7 @@ class SharedForward(Forward):
             self._try(found, *_small_tree(self.parts))
             found.checked = SMALL
             _SUPPORT[model] = found
-        small = found.window is None or len(longest) <= found.window
+        small = not found.window or len(longest) <= found.window
         if small and len(longest) > 2 * found.checked and len(found.refused.keys() & {"packed", "cached"}) < 2:
             self._try(found, *_real_tree(longest))
             found.checked = len(longest)
