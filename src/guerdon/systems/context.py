@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from guerdon.errors import ConfigError
@@ -76,6 +77,7 @@ class Context:
             "tokenizer": lambda: self.tokenizer,
             "delimiter": lambda: self.task.delimiter,
             "prm": self._process_reward_model,
+            **{key: partial(self.task.notes.__getitem__, key) for key in self.task.notes},
             **self.offers,
         }
         return own[name]() if name in own else inspect.Parameter.empty
@@ -100,8 +102,9 @@ def fill(builder: Callable[..., System], context: Context, options: Mapping[str,
     given = dict(options)
     for key, parameter in parameters.items():
         # An optional part (default None) is only filled in when asked for by the value "task"; how the task's texts are cut
-        # is no choice, so that always comes from the task.
-        wanted = parameter.default is inspect.Parameter.empty or given.get(key) == "task" or key in _OF_THE_TASK
+        # and what else it notes is no choice, so that always comes from the task.
+        noted = key in _OF_THE_TASK or key in context.task.notes
+        wanted = parameter.default is inspect.Parameter.empty or given.get(key) == "task" or noted
         if not wanted or (key in given and given[key] != "task"):
             continue
         offer = context.provide(key)

@@ -5,7 +5,7 @@ success*: it is the yardstick of every report and is never fed into an advantage
 hacked cannot hide. A row is a plain dict with at least ``prompt`` and ``answer`` (one reference, or a list of
 equally right ones); every other key is carried along as a column.
 
-Left out on purpose: sampling, chat templates beyond one user turn, and multi-turn environments (an engine's job).
+Left out on purpose: sampling and chat templates beyond one user turn (an engine's job, the loop over an environment's turns too).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from guerdon.signals.verifiable.verdict import Verdict
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from guerdon.tasks.environment import Environment
 
 Row = Mapping[str, Any]
 
@@ -37,6 +39,10 @@ class Task:
     max_completion_length: suggested cap on sampled tokens.
     delimiter: the text that ends a reasoning step of this task.
     instruction: appended to the prompt when it is shown to a chat model; empty for tasks with their own notation.
+    notes: what a system's parameters of these names have to be on this task, where the user does not say otherwise.
+    environment: answers the policy's turns; None = a completion is one turn.
+    tiny_policy: makes (or finds) the embedded policy of this task, the path of `--model tiny`; None = the default tiny policy, which knows
+        the task "sums" alone.
     """
 
     name: str
@@ -47,6 +53,8 @@ class Task:
     delimiter: str = "\n\n"
     instruction: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+    environment: Environment | None = None
+    tiny_policy: Callable[[], str] | None = None
 
     def __post_init__(self) -> None:
         for split, rows in (("train", self.train), ("held_out", self.held_out)):

@@ -2,6 +2,7 @@
 
 sums                                         the built-in task
 sums,terms=3-5                               ... with options
+search                                       questions of several hops, with a search tool
 reasoning-gym:chain_sum,min_terms=3          a reasoning-gym data set and its options
 problems.jsonl                               a file with (prompt | question | problem) and (answer | ...) columns
 problems.parquet,prompt=text,answer=gold     ... with its column names
@@ -28,6 +29,7 @@ _TABLE_OPTIONS = (
     "delimiter",
     "instruction",
 )
+_SEARCH_OPTIONS = ("style", "hops", "size", "train_size", "held_out_size", "max_turns", "seed")
 _SUMS_OPTIONS = ("train_size", "held_out_size", "terms", "seed")
 
 
@@ -45,13 +47,17 @@ def load_task(spec: str | Task, **options: Any) -> Task:
         from guerdon.tasks.arithmetic import sums
 
         return sums(**_known(settings, _SUMS_OPTIONS, spec))
+    if name == "search":
+        from guerdon.tasks.search import options_of, search
+
+        return search(**options_of(_known(settings, _SEARCH_OPTIONS, spec)))
     from guerdon.tasks import adapters
 
     if name.startswith(GYM):
         return adapters.reasoning_gym_task(name.removeprefix(GYM), **settings)
     if not name or ("/" not in name and "." not in name):
         raise ConfigError(
-            f"unknown task {spec!r}: use 'sums', 'reasoning-gym:<data set>', a .jsonl or .parquet file, or a hub id 'owner/name'"
+            f"unknown task {spec!r}: use 'sums', 'search', 'reasoning-gym:<data set>', a .jsonl or .parquet file, or a hub id 'owner/name'"
         )
     return adapters.table_task(name, **_known(settings, _TABLE_OPTIONS, spec))
 
