@@ -97,11 +97,13 @@ def resolve_parts(config: RunConfig) -> Parts:
     from guerdon.tasks import load_task
 
     task = load_task(config.task, **config.columns)
-    if config.model == "tiny" and config.task.partition(",")[0] != "sums":
+    known = config.task.partition(",")[0] == "sums" or task.tiny_policy is not None
+    if config.model == "tiny" and not known:
         raise ConfigError(
-            f"the tiny policy only knows the built-in task 'sums'; for task {config.task!r} choose --model smollm2, a hub id or a path"
+            f"the tiny policies only know the built-in tasks 'sums' and 'search'; for task {config.task!r} choose --model smollm2, a hub id or a path"
         )
-    policy = resolve_model(config.model)
+    own = task.tiny_policy if config.model == "tiny" else None
+    policy = own() if own else resolve_model(config.model)
     tokenizer = load_tokenizer(policy)
     system = build(config.system, Context(task, tokenizer, policy, config.model))
     if not system.chain:
@@ -113,7 +115,7 @@ def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, consol
     import torch
     from transformers import PrinterCallback
 
-    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog
+    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog, multi_turn
 
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -135,6 +137,7 @@ def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, consol
         peft_config=_lora(config),
         truth=parts.task.true_success,
         monitors=[evaluator],
+        rollout_func=multi_turn(parts.task.environment) if parts.task.environment is not None else None,
         rollout_log=RolloutLog(every=config.log_rollouts_every),
         log_dir=folder,
         callbacks=[] if quiet else [_bar_callback(config, folder, console)],

@@ -4,7 +4,8 @@
     trainer.train(resume_from_checkpoint=True)         # from the newest complete checkpoint, or from the start
 
 Nothing here knows a system by name. Files: `trainer` (the hooks), `batch` (Rollouts and tensors), `callbacks` (what happens
-once a step), `checkpoint`, `evaluate` (held-out prompts), `runlog` (JSON lines), `compat` (what is refused, and why).
+once a step), `checkpoint`, `evaluate` (held-out prompts), `runlog` (JSON lines), `compat` (what is refused, and why),
+`environments` (rollouts of several turns with an environment between them).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from guerdon.engines.trl.checkpoint import newest_complete_checkpoint
 from guerdon.engines.trl.runlog import RolloutLog
 
 if TYPE_CHECKING:
+    from guerdon.engines.trl.environments import multi_turn
     from guerdon.engines.trl.evaluate import Evaluator
     from guerdon.engines.trl.trainer import CreditTrainer
 
-__all__ = ["CreditTrainer", "Evaluator", "RolloutLog", "newest_complete_checkpoint"]
+__all__ = ["CreditTrainer", "Evaluator", "RolloutLog", "multi_turn", "newest_complete_checkpoint"]
 
-_HEAVY = {"CreditTrainer": "trainer", "Evaluator": "evaluate"}
+_HEAVY = {"CreditTrainer": "trainer", "Evaluator": "evaluate", "multi_turn": "environments"}
 
 
 def __getattr__(name: str) -> Any:
