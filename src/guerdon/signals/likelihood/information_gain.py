@@ -159,7 +159,12 @@ class InformationGain:
 
 
 def answer_logprobs(
-    model: Any, prefixes: Sequence[Sequence[Tensor]], answers: Sequence[Tensor], *, temperature: float = 1.0
+    model: Any,
+    prefixes: Sequence[Sequence[Tensor]],
+    answers: Sequence[Tensor],
+    *,
+    temperature: float = 1.0,
+    share: Any = "auto",
 ) -> list[Tensor]:
     """Log-probabilities of a row's answer after each of the row's prefixes.
 
@@ -168,6 +173,8 @@ def answer_logprobs(
         prefixes: for each row its prefixes, id tensors.
         answers: for each row the answer's ids [L].
         temperature: divides the logits.
+        share: "auto" forwards what the prefixes have in common once, in one packed pass where the model allows; "padded" is a row
+            for each prefix (`guerdon.lm.shared`). The numbers are the same.
 
     Returns:
         for each row [S, L] float32 on the CPU, without a graph.
@@ -178,7 +185,7 @@ def answer_logprobs(
     if not contexts:
         return [torch.zeros(0, len(answer)) for answer in answers]
     targets = [answer for row, answer in zip(prefixes, answers, strict=True) for _ in row]
-    scores = SpanScorer(model).score(contexts, targets, temperature=temperature)
+    scores = SpanScorer(model, share=share).score(contexts, targets, temperature=temperature)
     rows = iter(scores.rows())
     return [
         torch.stack([next(rows).detach().cpu() for _ in row]) if row else torch.zeros(0, len(answer))
