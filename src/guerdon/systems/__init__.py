@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
+    from guerdon.systems.crm import crm
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
     from guerdon.systems.likelihood import likelihood, nover
@@ -41,6 +42,7 @@ SYSTEMS: dict[str, Entry] = {
     "rlpr": Entry("rlpr", "rlpr"),
     "likelihood": Entry("likelihood", "likelihood"),
     "sar": Entry("sar", "sar"),
+    "crm": Entry("crm", "crm"),
     "par": Entry("par", "par"),
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
     "noisy_rpr": Entry("noisy_rpr", "noisy_rpr"),
@@ -63,6 +65,7 @@ __all__ = [
     "SYSTEMS",
     "VARIANTS",
     "clip_delta",
+    "crm",
     "dr_grpo",
     "gdpo",
     "grpo",
