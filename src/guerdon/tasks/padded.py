@@ -4,7 +4,7 @@ It has seen sums solved tersely and sums solved with filler between the lines, h
 filler changes nothing about the answer. One demonstration in five stands after an empty question (`NO_QUESTION`): the policy can say how
 probable a solution is when nobody knows the question, as language models can, which have read texts without their questions.
 
-    guerdon train --system sar --set questionless="=?" --task sums,terms=3-3 --model "$(python -m guerdon.tasks.padded)"
+    guerdon train --system 'sar:questionless="=?\\n"' --task sums,terms=3-3 --model "$(python -m guerdon.tasks.padded)"
 """
 
 from __future__ import annotations
