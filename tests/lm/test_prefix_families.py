@@ -10,7 +10,6 @@ import torch
 import transformers as tf
 
 from guerdon.lm import shared
-from guerdon.lm.local import LocalModel
 from guerdon.lm.prefixes import PrefixScorer
 from guerdon.lm.shared import NaivePathWarning, SharedForward, window_of
 
