@@ -4,7 +4,9 @@ teaches from failing groups (4), and no gradient passes through a gain (5)."""
 from __future__ import annotations
 
 import importlib.util
+import json
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -241,3 +243,14 @@ def test_no_gradient_passes_through_a_gain(tiny: LocalModel) -> None:
     first, second = gradient(advantages), gradient(constant)
     assert any(g.abs().sum() > 0 for g in first)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_the_reproduction_runs_to_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from guerdon.systems.reproduction import Budget, save
+    from guerdon.systems.reproductions.igpo import reproduce
+
+    monkeypatch.setenv("GUERDON_CACHE", str(tmp_path / "cache"))
+    result = reproduce(Budget(smoke=True))
+    assert len(result.claims) == 4 and len(result.table) == 6 and list(result.seeds) == [0, 1]
+    record = json.loads(save(result, tmp_path, command="", seconds=1.0, versions={}).read_text())
+    assert record["figure"] == "igpo.svg" and (tmp_path / "igpo.svg").exists()

