@@ -292,3 +292,18 @@ def test_training_refuses_what_it_cannot_learn_from() -> None:
         train_crm("nowhere", [])
     with pytest.raises(DataError, match="sample 0"):
         train_crm("nowhere", examples([SolutionPair("q", "a", "b", NAN, 0.3)]))
+
+
+def test_the_built_in_task_brings_its_own_crm(monkeypatch: pytest.MonkeyPatch) -> None:
+    from guerdon.signals.learned import tiny_crm as module
+    from guerdon.systems.context import Context, build
+    from guerdon.tasks.arithmetic import sums
+
+    monkeypatch.setattr(module, "tiny_crm", lambda: "path/of/crm")
+    system = build("crm:alpha=0.5", Context(sums(train_size=8, held_out_size=8), None, "tiny", model="other"))
+    assert "Conciseness('path/of/crm'" in str(system) and "alpha=0.5" in str(system)
+    from dataclasses import replace
+
+    elsewhere = replace(sums(train_size=8, held_out_size=8), name="questions.jsonl")
+    with pytest.raises(ConfigError, match="crm:crm=PATH_OR_HUB_ID"):
+        build("crm", Context(elsewhere, None, "tiny"))

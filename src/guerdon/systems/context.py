@@ -77,6 +77,7 @@ class Context:
             "tokenizer": lambda: self.tokenizer,
             "delimiter": lambda: self.task.delimiter,
             "prm": self._process_reward_model,
+            "crm": self._conciseness_model,
             **{key: partial(self.task.notes.__getitem__, key) for key in self.task.notes},
             **self.offers,
         }
@@ -89,6 +90,14 @@ class Context:
         from guerdon.signals.learned.tiny_prm import tiny_prm
 
         return str(tiny_prm())
+
+    def _conciseness_model(self) -> Any:
+        """The small conciseness reward model trained for the built-in task, which any policy can use: it reads texts."""
+        if self.task.name.partition(":")[0] != "sums":
+            return inspect.Parameter.empty
+        from guerdon.signals.learned.tiny_crm import tiny_crm
+
+        return str(tiny_crm())
 
 
 def fill(builder: Callable[..., System], context: Context, options: Mapping[str, Any], name: str) -> System:
