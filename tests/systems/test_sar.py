@@ -21,7 +21,7 @@ from guerdon.signals.likelihood.relative_perplexity import (
     without_question,
 )
 from guerdon.systems.outcome import dr_grpo, grpo
-from guerdon.systems.sar import sar
+from guerdon.systems.sar import last_number_or_fraction, sar
 
 transformers = pytest.importorskip("transformers")
 NAN = float("nan")
@@ -151,7 +151,7 @@ def encode(lm: Any, text: str) -> torch.Tensor:
 
 
 def bound(lm: Any, **options: Any) -> RelativePerplexity:
-    signal = RelativePerplexity(**options)
+    signal = RelativePerplexity(likelihoods=True, **options)
     signal.bind("policy", lm)
     return signal
 
@@ -326,3 +326,24 @@ def test_refusals() -> None:
         sar(verifier=Column("ok"), efficiency="short")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="carrier='grpo'"):
         sar(verifier=Column("ok"), weighting="advantage", carrier="ppo")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("3 and 4 make\nAnswer: 1,007.", "1007"),
+        ("it is -2.5 degrees", "-2.5"),
+        (r"so x = \frac{3}{4}", r"\frac{3}{4}"),
+        (r"-\dfrac{1}{2} of 8 is -4", "-4"),
+        ("no number", None),
+    ],
+)
+def test_the_official_verifiers_answer(text: str, answer: str | None) -> None:
+    assert last_number_or_fraction(text) == answer
+
+
+def test_the_score_alone_is_one_value_a_row(lm: Any) -> None:
+    signal = RelativePerplexity()
+    signal.bind("policy", lm)
+    rollouts = tokens(lm, PROMPTS, TEXTS)
+    torch.testing.assert_close(signal(rollouts).values, bound(lm)(rollouts)["score"].values)

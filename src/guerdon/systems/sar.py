@@ -16,6 +16,7 @@ temperature 1; the two length baselines, which crash there, work.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -93,6 +94,7 @@ def sar(
         signals["sar"] = likelihood.RelativePerplexity(
             question=question,
             questionless=questionless,
+            likelihoods=True,
             use_log=use_log,
             use_denominator=use_denominator,
             use_comparison=use_comparison,
@@ -149,6 +151,18 @@ def _credit(
     if carrier == "ppo":
         return [*links, ToTokens(live), GAE(live, gamma, lam), Whiten(live)]
     return [*links, GroupNorm(live, std=std, eps=1e-6, singleton="raw"), ToTokens(live, "whole")]
+
+
+_ANSWER = re.compile(r"-?(?:\\[dt]?frac\s*\{\s*-?\d+(?:\.\d+)?\s*\}\s*\{\s*-?\d+(?:\.\d+)?\s*\}|\d[\d,]*(?:\.\d+)?)")
+
+
+def last_number_or_fraction(text: str) -> str | None:
+    r"""The answer as the official verifier finds it: the last number or \frac{a}{b} of plain numbers, without thousands commas.
+
+    For the same correctness: `sar(verifier=guerdon.signals.Math(extract=last_number_or_fraction))`.
+    """
+    found = _ANSWER.findall(text)
+    return found[-1].replace(",", "") if found else None
 
 
 # --- the functions of the conformance vectors ----------------------------------------------------------------------------

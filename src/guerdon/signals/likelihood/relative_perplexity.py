@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -171,8 +171,8 @@ def encode_context(tokenizer: Any, prompt: Any) -> Tensor:
 class RelativePerplexity:
     """Signal: the policy's perplexity of its own response with the question, relative to that without it.
 
-    Gives `<name>.score`, and for the log `<name>.nll_question` and `<name>.nll_alone` (mean negative log-likelihoods: the
-    perplexities' logarithms, which stay finite). An empty response scores -1 with the reason, and has no likelihoods (masked). Tokens
+    With `likelihoods` it gives `<name>.score`, and for the log `<name>.nll_question` and `<name>.nll_alone` (mean negative
+    log-likelihoods: the perplexities' logarithms, which stay finite); these are no rewards, so a chain drops them. An empty response scores -1 with the reason, and has no likelihoods (masked). Tokens
     the policy did not sample (tool output) are context in both passes and count in neither.
 
     question: data column with the question's own words, cut out of the prompt; see `without_question`. A row whose question is not
@@ -186,13 +186,13 @@ class RelativePerplexity:
     scope = "row"
     needs = frozenset({"policy"})
     roles = ("policy",)
-    level: ClassVar[dict[str, str]] = dict.fromkeys(("score", "nll_question", "nll_alone"), "sequence")
 
     def __init__(
         self,
         *,
         question: str | None = None,
         questionless: str | Callable[[Any], Any] | None = None,
+        likelihoods: bool = False,
         role: str = "old",
         use_log: bool = False,
         use_denominator: bool = True,
@@ -203,6 +203,8 @@ class RelativePerplexity:
         if question is not None and questionless is not None:
             raise ConfigError("question= and questionless= are two ways to say the same thing: give one")
         self.question, self.questionless, self.role = question, questionless, role
+        parts = ("score", "nll_question", "nll_alone")
+        self.level: str | dict[str, str] = dict.fromkeys(parts, "sequence") if likelihoods else "sequence"
         self.variant: dict[str, Any] = {
             "use_log": use_log,
             "use_denominator": use_denominator,
@@ -225,7 +227,7 @@ class RelativePerplexity:
         """The policy, as a `guerdon.lm.LocalModel`."""
         self._model = instrument
 
-    def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> dict[str, Rewards]:
+    def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards | dict[str, Rewards]:
         if self._model is None:
             raise CapabilityError(
                 f"{self!r} needs the model 'policy': an engine binds it, or call system.bind('policy', guerdon.lm.LocalModel(...))"
@@ -241,8 +243,11 @@ class RelativePerplexity:
             values[row] = question[row] = alone[row] = float("nan")
         reasons = {row: EMPTY for row in empty.nonzero()[:, 0].tolist()} | reasons
         why = {row: text for row, text in reasons.items() if text != EMPTY}
+        score = Rewards.sequence(values.float(), rollouts, reasons)
+        if isinstance(self.level, str):
+            return score
         return {
-            "score": Rewards.sequence(values.float(), rollouts, reasons),
+            "score": score,
             "nll_question": _masked(Rewards.sequence(question.float(), rollouts, why), empty),
             "nll_alone": _masked(Rewards.sequence(alone.float(), rollouts, why), empty),
         }
@@ -302,7 +307,7 @@ class RelativePerplexity:
             torch.cat([torch.zeros(len(context), dtype=torch.bool), wanted[i % size]])
             for i, context in enumerate(before)
         ]
-        values, _ = SpanScorer(self._model).score_positions(sequences, positions)
+        values, why = SpanScorer(self._model).score_positions(sequences, positions)
         counts = torch.tensor([int(p.sum()) for p in positions])
         scored = mean_nll(values.detach().cpu(), torch.arange(values.shape[1])[None] < counts[:, None])
         alone = scored[:size]
@@ -313,7 +318,10 @@ class RelativePerplexity:
             question = scored[size:]
         written = counts[:size] > 0
         broken = written & (question.isnan() | alone.isnan())
-        reasons = {row: "the model gave no probability" for row in broken.nonzero()[:, 0].tolist()}
+        reasons = {
+            row: why.get(row) or why.get(row + size) or "the model gave no probability"
+            for row in broken.nonzero()[:, 0].tolist()
+        }
         return torch.where(written, question, 0.0), torch.where(written, alone, 0.0), reasons
 
 

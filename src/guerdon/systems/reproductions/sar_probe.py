@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guerdon.rewards import Rewards
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.relative_perplexity import RelativePerplexity
 
@@ -112,7 +113,9 @@ def scores(model: object, asked: Sequence[Problem]) -> dict[str, Tensor]:
             texts.append(problem.concise if kind == "shuffled" else getattr(problem, kind))
     signal = RelativePerplexity()
     signal.bind("policy", model)
-    values = signal(Rollouts.from_texts(prompts, texts))["score"].values[:, 0].view(len(asked), len(KINDS))
+    rewards = signal(Rollouts.from_texts(prompts, texts))
+    assert isinstance(rewards, Rewards)
+    values = rewards.values[:, 0].view(len(asked), len(KINDS))
     return {kind: values[:, column] for column, kind in enumerate(KINDS)}
 
 
