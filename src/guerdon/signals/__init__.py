@@ -8,9 +8,11 @@ from typing import Any
 _HOMES = {
     "guerdon.signals.around": ("FailTruncated", "OnText", "Route"),
     "guerdon.signals.embedding": ("EmbeddingSimilarity", "HashedWords", "SentenceEmbedder", "cosine_similarity"),
+    "guerdon.signals.learned.conciseness": ("Conciseness",),
     "guerdon.signals.learned.prm": ("StepClassifier",),
     "guerdon.signals.learned.scalar": ("RewardModel",),
     "guerdon.signals.likelihood.information_gain": ("InformationGain",),
+    "guerdon.signals.likelihood.relative_perplexity": ("RelativePerplexity",),
     "guerdon.signals.noise": ("Noisy",),
     "guerdon.signals.text": ("TextSignal", "text_signal"),
     "guerdon.signals.verifiable.patterns": ("ReasoningPatterns",),
