@@ -29,6 +29,8 @@ SIGNALS = {
     "length": "Length",
     "repetition": "Repetition",
     "reasoning_patterns": "ReasoningPatterns",
+    "relative_perplexity": "RelativePerplexity",
+    "conciseness": "Conciseness",
 }
 
 
