@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # local_server
 
 
 def _characters() -> str:
@@ -70,3 +74,13 @@ def smollm2(smollm2_tokenizer):
     from guerdon.lm.local import LocalModel
 
     return LocalModel("smollm2")
+
+
+@pytest.fixture
+def server():
+    from local_server import Server
+
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()

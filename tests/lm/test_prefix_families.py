@@ -11,7 +11,8 @@ import transformers as tf
 
 from guerdon.lm import shared
 from guerdon.lm.prefixes import PrefixScorer
-from guerdon.lm.shared import NaivePathWarning, SharedForward, window_of
+from guerdon.lm.shared import NaivePathWarning, SharedForward
+from guerdon.lm.support import Support, known_refusal, window_of
 
 SMALL = {"vocab_size": 102, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "initializer_range": 0.3}
 LLAMA = SMALL | {
@@ -155,10 +156,10 @@ def test_a_window_nobody_told_of_is_found_on_real_lengths(char_tokenizer):
 
 @pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
 def test_attention_without_custom_masks_is_known_by_name(attention, tiny_model, char_tokenizer, monkeypatch):
-    assert attention in shared._known_refusal(tiny_model, attention, None)
+    assert attention in known_refusal(tiny_model, attention, None)
     model = copy.deepcopy(tiny_model)
     forward = SharedForward(model)
-    shared._SUPPORT[model] = shared.Support("sdpa", None, dict.fromkeys(("packed", "cached"), "it is so"), checked=999)
+    shared._SUPPORT[model] = Support("sdpa", None, dict.fromkeys(("packed", "cached"), "it is so"), checked=999)
     with pytest.warns(NaivePathWarning, match="it is so"):
         assert check(model, char_tokenizer, "packed").path == "padded"
     assert forward.ran == "padded"

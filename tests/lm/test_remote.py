@@ -3,140 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import re
-import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from local_server import chat_answer, cut, dripping, send, slow, status
 
 from guerdon.errors import ConfigError
 from guerdon.lm.background import run
 from guerdon.lm.chat import ChatModel
 from guerdon.lm.judging import judge
 from guerdon.lm.remote import RemoteModel
-
-
-def chat_answer(text="hello", **choice):
-    message = {"role": "assistant", "content": text}
-    return {
-        "id": "1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "m",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop"} | choice],
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-    }
-
-
-class Server:
-    """`script(body, nth)` returns a document, or a function that gets the handler and does what it likes with it."""
-
-    def __init__(self):
-        self.script = lambda body, nth: chat_answer(f"echo: {body['messages'][-1]['content']}")
-        self.bodies, self.times, self.under_way, self.most_under_way = [], [], 0, 0
-        self.lock = threading.Lock()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                body["_path"] = self.path
-                with server.lock:
-                    server.bodies.append(body)
-                    server.times.append(time.monotonic())
-                    nth = len(server.bodies)
-                    server.under_way += 1
-                    server.most_under_way = max(server.most_under_way, server.under_way)
-                try:
-                    answer = server.script(body, nth)
-                    if callable(answer):
-                        answer(self)
-                    else:
-                        send(self, 200, answer)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass
-                finally:
-                    with server.lock:
-                        server.under_way -= 1
-
-            def log_message(self, *_):
-                pass
-
-        class Quiet(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 128
-
-            def handle_error(self, *_):
-                pass
-
-        self.http = Quiet(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    @property
-    def count(self):
-        return len(self.bodies)
-
-
-def send(handler, status, document, **headers):
-    data = document if isinstance(document, bytes) else json.dumps(document).encode()
-    handler.send_response(status)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(data)))
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.end_headers()
-    handler.wfile.write(data)
-
-
-def status(code, message="no", **headers):
-    return lambda handler: send(handler, code, {"error": {"message": message}}, **headers)
-
-
-def slow(seconds):
-    def answer(handler):
-        time.sleep(seconds)
-        send(handler, 200, chat_answer())
-
-    return answer
-
-
-def dripping(handler):
-    """Never silent for long, never done: a time-out per read would wait for ever."""
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", "1000000")
-    handler.end_headers()
-    for _ in range(40):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(0.05)
-
-
-def cut(handler):
-    data = json.dumps(chat_answer()).encode()
-    handler.send_response(200)
-    handler.send_header("Content-Type", "application/json")
-    handler.send_header("Content-Length", str(len(data)))
-    handler.end_headers()
-    handler.wfile.write(data[: len(data) // 2])
-    handler.wfile.flush()
-    handler.connection.shutdown(socket.SHUT_RDWR)
-    handler.close_connection = True
-
-
-@pytest.fixture
-def server():
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
 
 
 @pytest.fixture
@@ -394,42 +272,6 @@ def test_completions(server, client):
     (reply,) = client().complete(["x ="], logprobs=1, max_tokens=2)
     assert server.bodies[0]["_path"] == "/v1/completions" and reply.text == "42"
     assert [t.logprob for t in reply.logprobs] == [-0.5, -0.25]
-
-
-def test_target_logprobs_by_echo(server, client):
-    block = {
-        "tokens": ["2", "+2", "= ", "4", "!"],
-        "token_logprobs": [None, -1.0, -2.0, -3.0, -9.0],
-        "text_offset": [0, 1, 3, 5, 6],
-    }
-    server.script = lambda body, nth: {"choices": [{"text": "2+2= 4!", "logprobs": block}]}
-    (reply,) = client().target_logprobs(["2+2="], [" 4"])
-    assert server.bodies[0]["echo"] is True
-    assert [(t.token, t.logprob, t.start) for t in reply.logprobs] == [
-        ("= ", -2.0, 0),
-        ("4", -3.0, 1),
-    ]  # "= " straddles
-    assert reply.text == " 4"
-    (whole,) = client().target_logprobs([""], ["2+2= 4"])
-    assert math.isnan(whole.logprobs[0].logprob)
-
-
-def test_target_logprobs_by_vllm_field(server, client):
-    own = [
-        None,
-        {"7": {"logprob": -1.5, "rank": 1, "decoded_token": "+2="}},
-        {"9": {"logprob": -0.5, "decoded_token": "4"}},
-    ]
-    server.script = lambda body, nth: {"choices": [{"text": "z", "prompt_logprobs": own}]}
-    (reply,) = client().target_logprobs(["2+2="], ["4"], style="prompt_logprobs")
-    assert server.bodies[0]["prompt_logprobs"] == 0
-    assert [(t.token, t.logprob) for t in reply.logprobs] == [("4", -0.5)]
-
-
-def test_server_that_scores_no_prompts(server, client):
-    server.script = lambda body, nth: {"choices": [{"text": "z"}]}
-    (reply,) = client().target_logprobs(["a"], ["b"])
-    assert "no log-probabilities" in reply.error and server.count == 1
 
 
 def test_progress(client):

@@ -146,6 +146,13 @@ def score(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="rows scored at once")] = 256,
     model: ModelName = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="URL of a server that scores given text (http://host:8000/v1); --model is its name there"),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="with --endpoint: the served model's tokenizer; default: loaded by --model's name")
+    ] = None,
     set_: Sets = None,
     restart: Restart = False,
     quiet: Quiet = False,
@@ -158,7 +165,7 @@ def score(
 
     score_command(
         source, target, reward, prompt=prompt, completion=completion, group=group, batch_size=batch_size, model=model,
-        sets=set_ or [], restart=restart, quiet=quiet, console=console,
+        endpoint=endpoint, tokenizer=tokenizer, sets=set_ or [], restart=restart, quiet=quiet, console=console,
     )  # fmt: skip
 
 

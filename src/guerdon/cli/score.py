@@ -44,6 +44,8 @@ def score_command(
     group: str | None,
     batch_size: int,
     model: str | None,
+    endpoint: str | None = None,
+    tokenizer: str | None = None,
     sets: Sequence[str],
     restart: bool,
     quiet: bool,
@@ -53,7 +55,8 @@ def score_command(
     from guerdon.io import ScoreProgress, score_file
 
     name, part = reward_by_name(reward, sets)
-    provides = bind_models(part, model)
+    provides = bind_models(part, model, endpoint, tokenizer)
+    config = {"model": model} | ({"endpoint": endpoint, "tokenizer": tokenizer} if endpoint else {})
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=quiet) as progress:
         bar = progress.add_task(name, total=1.0, seen="")
@@ -70,7 +73,7 @@ def score_command(
 
         result = score_file(
             source, target, part, name=name, prompt_column=prompt, completion_column=completion, group_column=group,
-            batch_size=batch_size, provides=provides, config={"model": model}, on_progress=show, restart=restart,
+            batch_size=batch_size, provides=provides, config=config, on_progress=show, restart=restart,
         )  # fmt: skip
         progress.update(bar, completed=1.0)
     if quiet:
@@ -128,20 +131,57 @@ def call_with(factory: Any, options: dict[str, Any], name: str) -> Any:
     return factory(**options)
 
 
-def bind_models(part: Any, model: str | None) -> frozenset[str]:
-    """Load `--model` for every role the reward asks for; returns what that provides."""
+def bind_models(
+    part: Any, model: str | None, endpoint: str | None = None, tokenizer: str | None = None
+) -> frozenset[str]:
+    """Load `--model`, or reach it at `--endpoint`, for every role the reward asks for; returns what that provides.
+
+    Raises:
+        ConfigError: no model, an endpoint for a reward that reads none, a tokenizer that cannot be loaded.
+        CapabilityError: an endpoint that does not score given text. Found here, before the file is read.
+    """
+    if tokenizer is not None and endpoint is None:
+        raise ConfigError("--tokenizer goes with --endpoint: a local model brings its own")
     parts = part.parts() if isinstance(part, System) else [part]
     roles = sorted({role for inner in parts for role in getattr(inner, "roles", ())})
     if not roles:
+        if endpoint is not None:
+            raise ConfigError(f"--endpoint {endpoint}: this reward reads no model")
         return frozenset()
     if model is None:
         raise ConfigError(
-            f"this reward reads the model in the role of {', '.join(roles)}: give it with --model (a hub id, a path or smollm2)"
+            f"this reward reads the model in the role of {', '.join(roles)}: give it with --model (a hub id, a path or smollm2; "
+            f"with --endpoint the name the server knows)"
         )
-    from guerdon.lm import LocalModel
-
-    loaded = LocalModel(resolve_model(model))
+    loaded = _served(model, endpoint, tokenizer) if endpoint is not None else _local(model)
     for inner in parts:
         for role in getattr(inner, "roles", ()):
             inner.bind(role, loaded)
     return frozenset({*roles, *(f"{role}.score" for role in roles)})
+
+
+def _local(model: str) -> Any:
+    from guerdon.lm import LocalModel
+
+    return LocalModel(resolve_model(model))
+
+
+def _served(model: str, url: str, tokenizer: str | None) -> Any:
+    """A scoring endpoint, tried with a prompt of two tokens."""
+    import torch
+
+    from guerdon.lm import Endpoint, RemoteModel, load_tokenizer
+
+    source = tokenizer or model
+    try:
+        loaded = load_tokenizer(source)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"the tokenizer of {source!r} cannot be loaded: give the served model's with --tokenizer (a hub id or a folder)"
+        ) from error
+    endpoint = Endpoint(RemoteModel(model, base_url=url), loaded)
+    ids = endpoint.tokenizer("a b", add_special_tokens=False)["input_ids"]
+    _, failed = endpoint.token_logprobs([torch.tensor([*ids, *ids][:2])])
+    if failed:
+        raise ConfigError(f"--endpoint {url}: {failed[0]}")
+    return endpoint

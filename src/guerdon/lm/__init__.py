@@ -5,6 +5,7 @@ local     generate, log-probabilities, hidden states          scorer    the span
 encode    prompts and continuations to ids                    offsets   characters of tokens, from our own decoding
 chat      replies, the ChatModel protocol, scripted models    remote    an OpenAI-compatible endpoint
 prefixes  targets after many beginnings of rollouts         shared    the forward that runs what is common once
+endpoint  a remote model that scores given text              scores    what scoring gives
 packing   which tokens need a forward at all                judging   parse-validated answers, voted
 """
 
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from guerdon.lm.chat import ChatModel, Reply, ScriptedModel, TokenLogProb
     from guerdon.lm.encode import Spliced, encode_continuation, encode_prompt, encode_with_target
+    from guerdon.lm.endpoint import Endpoint
     from guerdon.lm.judging import Verdicts, judge
     from guerdon.lm.load import load_model, load_tokenizer, materialise, save_model
     from guerdon.lm.local import Generations, LocalModel
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ChatModel",
+    "Endpoint",
     "Generations",
     "LocalModel",
     "NaivePathWarning",
@@ -57,6 +60,7 @@ __all__ = [
 _HOMES = {
     "chat": ("ChatModel", "Reply", "ScriptedModel", "TokenLogProb"),
     "encode": ("Spliced", "encode_continuation", "encode_prompt", "encode_with_target"),
+    "endpoint": ("Endpoint",),
     "judging": ("Verdicts", "judge"),
     "load": ("load_model", "load_tokenizer", "materialise", "save_model"),
     "local": ("Generations", "LocalModel"),

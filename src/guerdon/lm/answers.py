@@ -125,21 +125,46 @@ def read_completion(document: Any, body: dict[str, Any]) -> Reply:
 
 
 def read_prompt(document: Any, body: dict[str, Any]) -> Reply:
-    """The log-probabilities of the prompt's own tokens: echoed, or in vLLM's `prompt_logprobs`."""
+    """The log-probabilities of the prompt's own tokens: echoed, or in vLLM's `prompt_logprobs`.
+
+    Of a prompt in ids, `text` is what the server spells it as.
+    """
     choice, prompt = _choice(document), body["prompt"]
     own = choice.get("prompt_logprobs")
-    if own is not None:
+    if isinstance(own, list):
         tokens: tuple[TokenLogProb, ...] | None = tuple(_vllm_token(entry) for entry in own)
     else:
-        tokens = _completion_tokens(choice.get("logprobs"))
-    if not tokens:
+        tokens = _completion_tokens(choice.get("logprobs")) if body.get("echo") else None
+    if not tokens or (all(math.isnan(token.logprob) for token in tokens[1:]) and len(tokens) > 1):
         raise Failed(
-            "the server gives no log-probabilities of the prompt (it ignored echo or prompt_logprobs)", retryable=False
+            "the server gives no log-probabilities of the prompt (it ignored echo or prompt_logprobs)",
+            retryable=False,
+            refuses_all=True,
         )
-    located = _located(tokens, prompt)
-    if located is None:
-        raise Failed(f"the tokens the server sent do not spell the prompt {prompt[:60]!r}", retryable=False)
-    return Reply(prompt, logprobs=located, finish_reason=choice.get("finish_reason"), **_usage(document))
+    if isinstance(prompt, str):
+        located, text = _located(tokens, prompt), prompt
+        if located is None:
+            raise Failed(f"the tokens the server sent do not spell the prompt {prompt[:60]!r}", retryable=False)
+    else:
+        located = _numbered(tokens, prompt)
+        text = "".join(token.token for token in located)
+    return Reply(text, logprobs=located, finish_reason=choice.get("finish_reason"), **_usage(document))
+
+
+def _numbered(tokens: tuple[TokenLogProb, ...], ids: list[int]) -> tuple[TokenLogProb, ...]:
+    """The tokens of a prompt that was sent in ids: one for each, and the same where the server numbers them."""
+    if len(tokens) < len(ids):
+        raise Failed(
+            f"the server gives {len(tokens)} log-probabilities for a prompt of {len(ids)} tokens", retryable=False
+        )
+    for n, (token, wanted) in enumerate(zip(tokens, ids, strict=False)):
+        if token.id is not None and token.id != wanted:
+            raise Failed(
+                f"token {n} of the prompt is {wanted}, the server's is {token.id}: it put tokens of its own in, or its "
+                f"tokens are others",
+                retryable=False,
+            )
+    return tuple(replace(token, id=number) for token, number in zip(tokens, ids, strict=False))
 
 
 def restricted(reply: Reply, context: str, target: str) -> Reply:
@@ -201,8 +226,9 @@ def _vllm_token(entry: Any) -> TokenLogProb:
     """One place of `prompt_logprobs`: None for the first, else {token id: {logprob, decoded_token, ...}}, the token itself first."""
     if not entry:
         return TokenLogProb("", float("nan"))
-    first = next(iter(entry.values()))
-    return TokenLogProb(str(first.get("decoded_token") or ""), _number(first.get("logprob")))
+    number, first = next(iter(entry.items()))
+    known = int(number) if str(number).isdigit() else None
+    return TokenLogProb(str(first.get("decoded_token") or ""), _number(first.get("logprob")), id=known)
 
 
 def _located(tokens: tuple[TokenLogProb, ...], prompt: str) -> tuple[TokenLogProb, ...] | None:

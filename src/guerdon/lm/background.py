@@ -8,13 +8,15 @@ starts its own.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 _lock = threading.Lock()
 _running: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
 
@@ -55,6 +57,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 class _Shared:
     task: asyncio.Task[Any]
     waiters: int
+
+
+def blocking(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """The synchronous twin of a coroutine method: the same arguments, run on the background loop."""
+
+    @functools.wraps(method)
+    def waits(*args: P.args, **kwargs: P.kwargs) -> T:
+        return run(method(*args, **kwargs))
+
+    return waits
 
 
 class InFlight:

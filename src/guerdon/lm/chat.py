@@ -26,12 +26,14 @@ class TokenLogProb:
         logprob: natural log; NaN where the server has none (the first token of a prompt has no context).
         top: the most likely tokens at this place and their log-probabilities, as far as asked for and given.
         start: first character in the text, where the server says so, else None.
+        id: the token's number, where the server says so, else None.
     """
 
     token: str
     logprob: float
     top: dict[str, float] = field(default_factory=dict)
     start: int | None = None
+    id: int | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from guerdon.errors import ConfigError
 from guerdon.lm.encode import Prompt, Text, encode_continuation, encode_prompt
+from guerdon.lm.endpoint import Endpoint
 from guerdon.lm.local import LocalModel
 from guerdon.lm.scorer import Gather, SpanScorer, SpanScores
 from guerdon.lm.shared import Share, SharedForward
@@ -40,7 +41,7 @@ class PrefixScores(SpanScores):
     Attributes:
         rollout: [M] int64, which rollout.
         cut: [M] int64, how many of its tokens the target was scored after.
-        path: how the forward ran: "packed", "cached", "padded" or "loop" (`guerdon.lm.shared`).
+        path: how the forward ran: "packed", "cached", "padded" or "loop" (`guerdon.lm.shared`); "endpoint": elsewhere.
         why: why it could not share prefixes, where it could not.
     """
 
@@ -68,7 +69,7 @@ class PrefixScorer(SpanScorer):
 
     def __init__(
         self,
-        model: LocalModel | nn.Module | str,
+        model: LocalModel | Endpoint | nn.Module | str,
         tokenizer: Any = None,
         *,
         max_tokens: int | None = None,
@@ -125,8 +126,8 @@ class PrefixScorer(SpanScorer):
             contexts, self._targets(targets, lengths), gather=gather, token_ids=token_ids, raw=raw, grad=grad,
             temperature=temperature,
         )  # fmt: skip
-        path, why = ("padded", "")
-        if isinstance(self.forward, SharedForward):
+        path, why = ("endpoint", "")
+        if self.endpoint is None and isinstance(self.forward, SharedForward):
             path, why = self.forward.ran, self.forward.why
         return PrefixScores(
             **{item.name: getattr(scores, item.name) for item in fields(SpanScores)},

@@ -27,12 +27,12 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from guerdon.errors import ConfigError
 from guerdon.extras import require
 from guerdon.lm import answers
-from guerdon.lm.background import InFlight, background_loop, run
+from guerdon.lm.background import InFlight, background_loop, blocking
 from guerdon.lm.chat import ChatPrompt, Reply, as_messages, numbered, request_key
 from guerdon.lm.kept import KeptAnswers
 from guerdon.lm.load import cache_root
@@ -99,40 +99,6 @@ class RemoteModel:
 
     # -- asking ----------------------------------------------------------------------------------------------------------------
 
-    def chat(
-        self,
-        prompts: Sequence[ChatPrompt],
-        *,
-        draws: Sequence[int] | None = None,
-        temperature: float = 0.0,
-        max_tokens: int = 512,
-        stop: Sequence[str] = (),
-        logprobs: bool = False,
-        top_logprobs: int = 0,
-        progress: Progress | bool = False,
-    ) -> list[Reply]:
-        """One reply for each prompt, in order; a failed one has `error` set.
-
-        Args:
-            prompts: texts (one user message) or chat messages.
-            draws: number of the sample for each prompt, part of the cache key: draw 0 asked again is the same answer.
-            temperature, max_tokens, stop: as in the OpenAI interface.
-            logprobs, top_logprobs: ask for them; `Reply.logprobs` is None where the server gives none.
-            progress: True for a bar, or a function (done, total), called from the background thread.
-        """
-        return run(
-            self.achat(
-                prompts,
-                draws=draws,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                stop=stop,
-                logprobs=logprobs,
-                top_logprobs=top_logprobs,
-                progress=progress,
-            )
-        )
-
     async def achat(
         self,
         prompts: Sequence[ChatPrompt],
@@ -145,7 +111,15 @@ class RemoteModel:
         top_logprobs: int = 0,
         progress: Progress | bool = False,
     ) -> list[Reply]:
-        """`chat`, to be awaited on any loop."""
+        """One reply for each prompt, in order; a failed one has `error` set. To be awaited, on any loop; `chat` waits.
+
+        Args:
+            prompts: texts (one user message) or chat messages.
+            draws: number of the sample for each prompt, part of the cache key: draw 0 asked again is the same answer.
+            temperature, max_tokens, stop: as in the OpenAI interface.
+            logprobs, top_logprobs: ask for them; `Reply.logprobs` is None where the server gives none.
+            progress: True for a bar, or a function (done, total), called from the background thread.
+        """
         shared = {"temperature": temperature, self.max_tokens_field: max_tokens} | (
             {"stop": list(stop)} if stop else {}
         )
@@ -153,30 +127,6 @@ class RemoteModel:
             shared |= {"logprobs": True} | ({"top_logprobs": top_logprobs} if top_logprobs else {})
         bodies = [{"messages": as_messages(prompt)} | shared for prompt in prompts]
         return await self._on_background("chat", bodies, numbered(draws, len(bodies)), progress)
-
-    def complete(
-        self,
-        prompts: Sequence[str],
-        *,
-        draws: Sequence[int] | None = None,
-        temperature: float = 0.0,
-        max_tokens: int = 256,
-        stop: Sequence[str] = (),
-        logprobs: int | None = None,
-        progress: Progress | bool = False,
-    ) -> list[Reply]:
-        """Plain text completions (the older interface, which vLLM and others keep). `logprobs`: how many tops to ask for."""
-        return run(
-            self.acomplete(
-                prompts,
-                draws=draws,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                stop=stop,
-                logprobs=logprobs,
-                progress=progress,
-            )
-        )
 
     async def acomplete(
         self,
@@ -189,7 +139,7 @@ class RemoteModel:
         logprobs: int | None = None,
         progress: Progress | bool = False,
     ) -> list[Reply]:
-        """`complete`, to be awaited on any loop."""
+        """Plain text completions (the older interface, which vLLM and others keep). `logprobs`: how many tops to ask for."""
         shared: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens} | (
             {"stop": list(stop)} if stop else {}
         )
@@ -198,39 +148,36 @@ class RemoteModel:
             "completion", [{"prompt": prompt} | shared for prompt in prompts], numbered(draws, len(prompts)), progress
         )
 
-    def target_logprobs(
-        self, contexts: Sequence[str], targets: Sequence[str], *, style: str = "echo", progress: Progress | bool = False
+    async def aprompt_logprobs(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        *,
+        style: Literal["echo", "prompt_logprobs"] = "echo",
+        progress: Progress | bool = False,
     ) -> list[Reply]:
-        """Log-probabilities of each target's tokens after its context, from a server that scores prompts.
-
-        The server tokenises the joined text, so a token may straddle the seam; it belongs to the target if it overlaps it.
-        (The local span scorer joins ids instead.)
+        """Log-probabilities of given texts, from a server that scores prompts (`guerdon.lm.endpoint` builds on this).
 
         Args:
-            contexts, targets: N texts each.
+            prompts: N texts, or token ids (sent as they are: nothing is tokenised again).
             style: "echo" (completions with echo and logprobs), or "prompt_logprobs" (vLLM's own field).
 
         Returns:
-            N replies: `text` the target, `logprobs` its tokens. A server that cannot do it gives replies with a reason.
+            N replies whose `logprobs` are the prompt's tokens; the first has no context, and NaN. A server that cannot do it
+            gives replies with a reason.
         """
         if style not in ("echo", "prompt_logprobs"):
             raise ConfigError(f"style={style!r}: use echo or prompt_logprobs")
-        if len(contexts) != len(targets):
-            raise ConfigError(f"{len(contexts)} contexts for {len(targets)} targets")
-        asked = (
-            {"echo": True, "logprobs": 1, "max_tokens": 0}
-            if style == "echo"
-            else {"prompt_logprobs": 0, "max_tokens": 1}
-        )
+        asked: dict[str, Any] = {"prompt_logprobs": 0, "max_tokens": 1}
+        if style == "echo":
+            asked = {"echo": True, "logprobs": 1, "max_tokens": 0}
         bodies = [
-            {"prompt": context + target, "temperature": 1.0} | asked
-            for context, target in zip(contexts, targets, strict=True)
+            {"prompt": p if isinstance(p, str) else [int(i) for i in p], "temperature": 1.0} | asked for p in prompts
         ]
-        replies = run(self._on_background("prompt", bodies, [0] * len(bodies), progress))
-        return [
-            answers.restricted(reply, context, target)
-            for reply, context, target in zip(replies, contexts, targets, strict=True)
-        ]
+        return await self._on_background("prompt", bodies, [0] * len(bodies), progress)
+
+    chat = blocking(achat)
+    complete = blocking(acomplete)
+    prompt_logprobs = blocking(aprompt_logprobs)
 
     # -- the road there ----------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ context, no begin-of-sequence token) has no probability under a causal model: Na
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -27,9 +26,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from guerdon.errors import ConfigError
 from guerdon.lm.encode import Prompt, Text, continuation_offsets, encode_continuation, encode_prompt
+from guerdon.lm.endpoint import Endpoint
 from guerdon.lm.forward import Forward, Head, instrument
 from guerdon.lm.local import LocalModel
+from guerdon.lm.scores import SpanScores
 from guerdon.lm.shared import Share, SharedForward
+
+__all__ = ["NO_CONTEXT", "Gather", "SpanScorer", "SpanScores"]
 
 Gather = Literal["target", "token_ids", "logsumexp"]
 NO_CONTEXT = (
@@ -37,58 +40,12 @@ NO_CONTEXT = (
 )
 
 
-@dataclass(frozen=True)
-class SpanScores:
-    """N targets of up to L tokens.
-
-    Attributes:
-        values: [N, L], or [N, L, K] for gather="token_ids"; natural logs in float32 (or raw logits). 0 where `mask` is False.
-        mask: [N, L] bool, a token of the target.
-        ids: [N, L] int64, the target's tokens (-1 at padding, and for a next-token question).
-        offsets: [N, L, 2] int64, characters of each token in `texts[n]`.
-        texts: N target texts, decoded from the ids.
-        temperature: what the logits were divided by.
-        reasons: {row: why values[row] holds NaN}.
-    """
-
-    values: Tensor
-    mask: Tensor
-    ids: Tensor
-    offsets: Tensor
-    texts: list[str]
-    temperature: float = 1.0
-    reasons: dict[int, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def lengths(self) -> Tensor:
-        """[N] int64, tokens of each target."""
-        return self.mask.sum(1)
-
-    def rows(self) -> list[Tensor]:
-        """The values of each target without padding."""
-        return [values[mask] for values, mask in zip(self.values, self.mask.to(self.values.device), strict=True)]
-
-    def sum(self) -> Tensor:
-        """[N] log-probability of the whole target; 0 for an empty one."""
-        return self.values.sum(1)
-
-    def mean(self) -> Tensor:
-        """[N] mean log-probability a token; NaN for an empty target."""
-        return self.values.sum(1) / self.lengths.to(self.values.device)
-
-    def mean_prob(self) -> Tensor:
-        """[N] mean probability a token (RLPR); NaN for an empty target."""
-        return (self.values.exp() * self.mask.to(self.values.device)).sum(1) / self.lengths.to(self.values.device)
-
-
 class SpanScorer:
     """Scores targets after contexts under one model.
 
     Args:
-        model: a LocalModel, a transformers model (then with its tokenizer), or a source `load_model` takes.
+        model: a LocalModel, a transformers model (then with its tokenizer), a source `load_model` takes, or an `Endpoint` that
+            scores given text (then only gather="target", at temperature 1, without gradients).
         tokenizer: with a model object.
         max_tokens: tokens in one forward, padding counted; None = the LocalModel's.
         left_pad: pad on the left instead of the right. Results agree to rounding; position ids are explicit.
@@ -99,7 +56,7 @@ class SpanScorer:
 
     def __init__(
         self,
-        model: LocalModel | nn.Module | str,
+        model: LocalModel | Endpoint | nn.Module | str,
         tokenizer: Any = None,
         *,
         max_tokens: int | None = None,
@@ -107,6 +64,10 @@ class SpanScorer:
         share: Share = "padded",
         forward: Forward | None = None,
     ) -> None:
+        self.endpoint = model if isinstance(model, Endpoint) else None
+        if isinstance(model, Endpoint):
+            self.tokenizer = model.tokenizer
+            return
         self.lm = model if isinstance(model, LocalModel) else LocalModel(model, tokenizer)
         self.tokenizer = self.lm.tokenizer
         self.forward = forward or SharedForward(
@@ -191,14 +152,23 @@ class SpanScorer:
         extra = self._token_ids(token_ids, len(sequences)) if gather == "token_ids" else None
         reasons = {row: NO_CONTEXT for row, w in enumerate(wanted) if bool((w == 0).any())}
         known = [w[w > 0] for w in wanted]
-        flat = self._flat(sequences, known, _reader(gather, raw), extra, grad, temperature)
+        if self.endpoint is None:
+            flat = self._flat(sequences, known, _reader(gather, raw), extra, grad, temperature)
+        else:
+            if gather != "target" or raw or grad or temperature != 1.0:
+                raise ConfigError(
+                    f"an endpoint gives log-probabilities of the given tokens at temperature 1, and no more: asked for "
+                    f"gather={gather!r}, raw={raw}, grad={grad}, temperature={temperature}; use a local model"
+                )
+            flat, failed = self._flat_of_endpoint(self.endpoint, sequences, known)
+            reasons |= failed
         width = max((len(w) for w in wanted), default=0)
         values = flat.new_zeros((len(sequences), width, *flat.shape[1:]))
         lengths = torch.tensor([len(w) for w in wanted], dtype=torch.long)
         filled = torch.arange(width)[None] < lengths[:, None]
         undefined = torch.zeros_like(filled)
-        for row in reasons:
-            undefined[row, : len(wanted[row])] = wanted[row] == 0
+        for row, positions in enumerate(wanted):
+            undefined[row, : len(positions)] = positions == 0
         where = (filled & ~undefined).to(flat.device)
         if len(flat):
             values = values.index_put(where.nonzero(as_tuple=True), flat)
@@ -237,6 +207,17 @@ class SpanScorer:
         if not pieces:
             return torch.zeros(0, *(() if extra is None else (extra.shape[1],)))
         return torch.cat([pieces[row] for row in sorted(pieces)])
+
+    def _flat_of_endpoint(
+        self, endpoint: Endpoint, sequences: Sequence[Tensor], wanted: list[Tensor]
+    ) -> tuple[Tensor, dict[int, str]]:
+        """[sum of L_n] values as `_flat`, NaN for rows whose request failed, and why."""
+        live = [row for row, positions in enumerate(wanted) if len(positions)]
+        unique, owners = _shared({row: sequences[row][: int(wanted[row].max()) + 1].cpu() for row in live})
+        found, failed = endpoint.token_logprobs(unique)
+        values = {row: found[n][wanted[row]] for n, rows in enumerate(owners) for row in rows}
+        reasons = {row: failed[n] for n, rows in enumerate(owners) for row in rows if n in failed}
+        return torch.cat([values[row] for row in live]) if live else torch.zeros(0), reasons
 
     def _paired(
         self, contexts: Prompt | Sequence[Prompt], targets: Text | Sequence[Text] | None

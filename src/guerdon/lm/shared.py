@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
 
@@ -32,31 +32,26 @@ from torch import Tensor, nn
 from guerdon.errors import ConfigError
 from guerdon.lm.forward import Forward, microbatches, pad_ids, positions_of
 from guerdon.lm.packing import Costs, Group, Packed, plan
+from guerdon.lm.support import (
+    SMALL,
+    Support,
+    by_sequence,
+    costs_of,
+    distance,
+    known_refusal,
+    mask_dtype,
+    real_tree,
+    small_tree,
+    tolerance,
+    window_of,
+)
 
 Share = Literal["auto", "packed", "cached", "padded"]
 CELLS_PER_TOKEN = 2048  # attention pairs of a micro-batch, for each token of the budget: 64 MB of mask at 8192 tokens
-SMALL = 20  # tokens of the first trial
 
 
 class NaivePathWarning(UserWarning):
     """A model cannot share prefixes, and sequences run one to a row."""
-
-
-@dataclass
-class Support:
-    """What one model was seen to do.
-
-    Attributes:
-        attention: the attention implementation this was tried with.
-        window: tokens after which attention is cut; None = never.
-        refused: {path: why not}.
-        checked: longest sequence on which the paths agreed.
-    """
-
-    attention: str
-    window: int | None
-    refused: dict[str, str] = field(default_factory=dict)
-    checked: int = 0
 
 
 _SUPPORT: WeakKeyDictionary[nn.Module, Support] = WeakKeyDictionary()
@@ -177,15 +172,15 @@ class SharedForward(Forward):
         found = _SUPPORT.get(model)
         if found is None or found.attention != attention:
             found = Support(attention, window_of(config))
-            reason = _known_refusal(model, attention, found.window)
+            reason = known_refusal(model, attention, found.window)
             if reason:
                 found.refused = dict.fromkeys(("packed", "cached"), reason)
-            self._try(found, *_small_tree(self.parts))
+            self._try(found, *small_tree(self.parts))
             found.checked = SMALL
             _SUPPORT[model] = found
         small = not found.window or len(longest) <= found.window
         if small and len(longest) > 2 * found.checked and len(found.refused.keys() & {"packed", "cached"}) < 2:
-            self._try(found, *_real_tree(longest))
+            self._try(found, *real_tree(longest))
             found.checked = len(longest)
         return found
 
@@ -203,14 +198,14 @@ class SharedForward(Forward):
             if path in support.refused:
                 continue
             try:
-                found = _by_sequence(run(), wanted)
+                found = by_sequence(run(), wanted)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # whatever a model does with inputs it does not know: it is a refusal, and told
                 support.refused[path] = f"a trial ended in {type(error).__name__}: {str(error)[:200]}"
                 continue
-            worst = max(_distance(found[n], truth[n]) for n in truth)
-            if not worst <= _tolerance(next(iter(truth.values()))):
+            worst = max(distance(found[n], truth[n]) for n in truth)
+            if not worst <= tolerance(next(iter(truth.values()))):
                 length = max(len(s) for s in sequences)
                 support.refused[path] = f"its states differ by {worst:.1g} of their size on a trial of {length} tokens"
 
@@ -292,7 +287,7 @@ class SharedForward(Forward):
                 slots = path[wanted[sequence].cpu()] - cut + first
                 row_index.append(torch.full_like(slots, n))
                 columns.append(slots)
-        device, dtype = self.parts.device, _mask_dtype(self.parts.model)
+        device, dtype = self.parts.device, mask_dtype(self.parts.model)
         seen = seen.to(device)
         mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
         inputs: dict[str, Any] = {
@@ -326,9 +321,6 @@ class SharedForward(Forward):
         return [(layer.keys, layer.values) for layer in layers]
 
 
-# -- the model's side --------------------------------------------------------------------------------------------------------
-
-
 def _reading(layers: list[tuple[Tensor, Tensor]], owners: Tensor) -> dict[str, Any]:
     """Inputs that let each row of a batch look at its own prefix. Nothing new is kept: a layer's keys go when it is done."""
     from transformers.cache_utils import Cache, DynamicLayer
@@ -345,87 +337,3 @@ def _reading(layers: list[tuple[Tensor, Tensor]], owners: Tensor) -> dict[str, A
             return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
     return {"past_key_values": Cache(layers=[SharedLayer(*layer) for layer in layers]), "use_cache": True}
-
-
-def costs_of(model: Any) -> Costs:
-    """Costs of a model by its configuration: attention a pair over linear layers a token, and a call's overhead in tokens."""
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    layers, hidden = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    if not layers or not hidden:
-        return Costs()
-    embedded = sum(p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
-    linear = 2 * max(sum(p.numel() for p in model.parameters()) - embedded, 12 * layers * hidden * hidden // 4)
-    # A call reads all weights, however few the tokens: worth about 10 tokens of arithmetic on a CPU, 150 on a GPU. A layer
-    # is some 15 kernels to launch. Orders of magnitude, measured on one CPU: only the choice of a path depends on them.
-    device = next(model.parameters()).device.type
-    speed, latency_s, reading = (2e13, 1e-4, 150.0) if device == "cuda" else (2e10, 1.5e-4, 10.0)
-    return Costs(pair=4 * layers * hidden / linear, call=reading + layers * latency_s * speed / linear)
-
-
-def window_of(config: Any) -> int | None:
-    """Tokens after which some layer of a model no longer sees: None = never, 0 = a layer that is no attention (recurrent)."""
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    kinds = getattr(config, "layer_types", None)
-    windows = []
-    if kinds and set(kinds) - {"full_attention", "sliding_attention", "chunked_attention", "attention"}:
-        return 0
-    names = ("sliding_window", "attention_chunk_size", "window_size", "attention_window", "local_attention")
-    for name in names:
-        value = getattr(config, name, None)
-        used = name != "sliding_window" or getattr(config, "use_sliding_window", True) is not False
-        if isinstance(value, int) and value > 0 and used:
-            windows.append(value)
-    if kinds and set(kinds) <= {"full_attention", "attention"}:
-        return None
-    if "local" not in (getattr(config, "attention_layers", None) or ["local"]):  # GPT-Neo without local layers
-        return None
-    return min(windows, default=None)
-
-
-def _known_refusal(model: nn.Module, attention: str, window: int | None) -> str:
-    """What is known without a trial."""
-    if "flash" in attention or "flex" in attention or "paged" in attention:
-        return f"attn_implementation={attention!r} takes no custom mask; load it with 'sdpa' or 'eager'"
-    return (
-        "it has layers that are no attention (recurrent or hybrid), and these cannot leave tokens out"
-        if window == 0
-        else ""
-    )
-
-
-def _small_tree(parts: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """A trunk with branches, and a shorter rollout of the same prompt."""
-    size = int(getattr(parts.model.get_input_embeddings(), "num_embeddings", 0) or 16)
-    ids = torch.randint(size, (40,), generator=torch.Generator().manual_seed(0))
-    prompt = ids[:6]
-    sequences = [ids[:SMALL], torch.cat([ids[:9], ids[20:24]]), torch.cat([ids[:14], ids[24:27]])]
-    sequences += [torch.cat([prompt, ids[30:36]])]
-    return sequences, [torch.arange(len(s) - 3, len(s)) for s in sequences]
-
-
-def _real_tree(longest: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The longest sequence with its own second half grafted on at a quarter: far apart in the row, near in position."""
-    quarter, half = len(longest) // 4, len(longest) // 2
-    sequences = [longest.cpu(), torch.cat([longest[:quarter], longest[half:]]).cpu()]
-    return sequences, [torch.tensor([len(s) - 1]) for s in sequences]
-
-
-def _by_sequence(batches: Iterator[tuple[list[int], Tensor]], wanted: list[Tensor]) -> dict[int, Tensor]:
-    found: dict[int, Tensor] = {}
-    for rows, states in batches:
-        found |= dict(zip(rows, states.split([len(wanted[n]) for n in rows]), strict=True))
-    return found
-
-
-def _distance(a: Tensor, b: Tensor) -> float:
-    return float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12))
-
-
-def _tolerance(states: Tensor) -> float:
-    return 1e-4 if states.dtype in (torch.float32, torch.float64) else 5e-2
-
-
-def _mask_dtype(model: nn.Module) -> torch.dtype:
-    found = next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
-    return found if found.itemsize > 1 else torch.bfloat16
