@@ -1,0 +1,287 @@
+"""Targets after K prefixes of each rollout: one shared forward, against a loop over prefixes and against the bare floor.
+
+    guerdon bench prefix --json PATH        or        python benchmarks/bench_prefix.py [PATH] [--smoke]
+
+On the 135M model: G rollouts of one prompt, K prefixes each, a target of 12 tokens. Four ways, interleaved in rounds:
+
+naive    one forward a (prefix, target) pair, output embedding at the target only
+padded   the same pairs in padded micro-batches (`SpanScorer` without sharing)
+ours     `PrefixScorer`, its path chosen by itself
+floor    one plain forward over as many tokens as ours are unique, in one batch of G rows, without the output embedding
+
+Ratios are of the same round; the interval is the range that 95 % of bootstrap medians over rounds fall in. Peak memory is that
+of a process of its own for each way, after the model is loaded (the high-water mark is reset then): in all, and without the
+model. Scaling is measured with one rollout, over K and over the rollout's length L.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+BARS = {"naive_over_ours": 3.0, "ours_over_floor": 1.3, "memory_over_floor": 1.5}
+WAYS = ("naive", "padded", "ours", "floor")
+
+
+@dataclass(frozen=True)
+class Case:
+    """G rollouts of L tokens after one prompt of P, scored after K prefixes, target of T tokens."""
+
+    rollouts: int = 8
+    length: int = 400
+    prefixes: int = 8
+    target: int = 12
+    prompt: int = 64
+
+    @property
+    def cuts(self) -> list[int]:
+        return [round(self.length * (k + 1) / self.prefixes) for k in range(self.prefixes)]
+
+    @property
+    def unique(self) -> int:
+        """Tokens that must be forwarded: the last one of a target predicts nothing that is asked."""
+        return self.prompt + self.rollouts * (self.length + self.prefixes * (self.target - 1))
+
+
+class Work:
+    """The four ways to do one case. Ids are random: what is forwarded does not depend on them."""
+
+    def __init__(self, lm: Any, case: Case) -> None:
+        import torch
+
+        from guerdon.lm import PrefixScorer, SpanScorer
+
+        generator = torch.Generator().manual_seed(0)
+
+        def ids(*shape: int) -> Any:
+            return torch.randint(10, 49000, shape, generator=generator)
+
+        self.lm, self.case = lm, case
+        self.prompt, self.rollouts, self.target = ids(case.prompt), ids(case.rollouts, case.length), ids(case.target)
+        self.pairs = [torch.cat([self.prompt, row[:cut]]) for row in self.rollouts for cut in case.cuts]
+        self.plain_ids = ids(case.rollouts, -(-case.unique // case.rollouts))
+        self.scorer, self.padded_scorer = PrefixScorer(lm), SpanScorer(lm)
+
+    def ours(self) -> Any:
+        size = self.case.rollouts
+        return self.scorer.score_prefixes(
+            [self.prompt] * size, list(self.rollouts), [self.case.cuts] * size, self.target
+        ).values
+
+    def padded(self, pairs: int | None = None) -> Any:
+        return self.padded_scorer.score(self.pairs[-pairs:] if pairs else self.pairs, self.target).values
+
+    def naive(self, pairs: int | None = None) -> Any:
+        import torch
+
+        model, size, found = self.lm.model, len(self.target), []
+        with torch.no_grad():
+            for context in self.pairs[-pairs:] if pairs else self.pairs:
+                ids = torch.cat([context, self.target])[None, :-1]
+                states = model.model(input_ids=ids, use_cache=False).last_hidden_state[0, -size:]
+                logprobs = model.lm_head(states).float().log_softmax(-1)
+                found.append(logprobs.gather(1, self.target[:, None])[:, 0])
+        return torch.stack(found)
+
+    def floor(self) -> Any:
+        import torch
+
+        with torch.no_grad():
+            return self.lm.model.model(input_ids=self.plain_ids, use_cache=False).last_hidden_state
+
+
+def timed(work: Callable[[], Any]) -> dict[str, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def measure(work: Work, ways: tuple[str, ...], rounds: int) -> dict[str, list[dict[str, float]]]:
+    """Seconds of each way, round by round; who goes first moves on."""
+    seconds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for n in range(rounds):
+        for way in ways[n % len(ways) :] + ways[: n % len(ways)]:
+            seconds[way].append(timed(getattr(work, way)))
+    return seconds
+
+
+def ratio(seconds: dict[str, list[dict[str, float]]], over: str, under: str, clock: str = "wall") -> dict[str, float]:
+    """Median over rounds of over / under, with a 95 % bootstrap interval."""
+    ratios = [a[clock] / b[clock] for a, b in zip(seconds[over], seconds[under], strict=True)]
+    rng = random.Random(0)
+    draws = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return {"ratio": statistics.median(ratios), "low": draws[50], "high": draws[1949]}
+
+
+def ratios(seconds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """All ratios a case gives, by the clock on the wall and by CPU time."""
+    pairs = [("naive", "ours"), ("padded", "ours"), ("ours", "floor")]
+    return {
+        f"{over}_over_{under}": ratio(seconds, over, under) | {"cpu": ratio(seconds, over, under, "cpu")}
+        for over, under in pairs
+        if over in seconds and under in seconds
+    } | {"median_s": {way: statistics.median(s["wall"] for s in rows) for way, rows in seconds.items()}}
+
+
+# -- memory: one process a way -----------------------------------------------------------------------------------------------
+
+
+def high_water_mb() -> float:
+    """Peak resident memory of this process since the last reset. (ru_maxrss would hold the parent's from before exec.)"""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system has no VmHWM in /proc/self/status")
+
+
+def memory_of(way: str, case: Case) -> dict[str, float]:
+    """Peak of one way in this process. The loops run their last and longest pairs only, enough for their peak."""
+    work = prepared(case)
+    work.lm.model.model(input_ids=work.plain_ids[:1, :8])  # libraries and weights are there
+    if way == "ours":  # the trial of the model is not part of a call
+        short = Case(case.rollouts, 24, 2, 2, 16)
+        Work(work.lm, short).ours()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = high_water_mb()
+    {
+        "naive": lambda: work.naive(2),
+        "padded": lambda: work.padded(1 + work.lm.max_tokens // (case.length + case.prompt)),
+        "ours": work.ours,
+        "floor": work.floor,
+    }[way]()
+    return {"loaded_mb": before, "peak_mb": high_water_mb()}
+
+
+def memory(case: Case) -> dict[str, Any]:
+    """Peak of each way, in processes of their own."""
+    found = {}
+    for way in WAYS:
+        command = [sys.executable, __file__, "--memory", way, json.dumps(asdict(case))]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+        found[way] = json.loads(answer.stdout.splitlines()[-1])
+    peak = {way: row["peak_mb"] for way, row in found.items()}
+    extra = {way: row["peak_mb"] - row["loaded_mb"] for way, row in found.items()}
+    return {
+        "ways": found,
+        "ours_over_floor": peak["ours"] / peak["floor"],
+        "ours_over_floor_without_model": extra["ours"] / extra["floor"],
+    }
+
+
+def prepared(case: Case, lm: Any = None) -> Work:
+    import torch
+
+    from guerdon.lm import LocalModel
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(1)
+    return Work(lm or LocalModel("smollm2"), case)
+
+
+# -- the run -----------------------------------------------------------------------------------------------------------------
+
+
+def scaling(lm: Any, rounds: int, lengths: tuple[int, ...], counts: tuple[int, ...]) -> list[dict[str, Any]]:
+    """One rollout: K at L = 400, and L at K = 8."""
+    cases = [Case(1, 400, k) for k in counts] + [Case(1, length, 8) for length in lengths if length != 400]
+    rows = []
+    for case in cases:
+        work = Work(lm, case)
+        work.ours()
+        found = ratios(measure(work, ("naive", "ours", "floor"), rounds))
+        rows.append({"K": case.prefixes, "L": case.length, "path": work.scorer.forward.ran} | found)
+        show(f"K={case.prefixes:<3d} L={case.length:<5d}", rows[-1])
+    return rows
+
+
+def show(label: str, row: dict[str, Any]) -> None:
+    parts = [
+        f"{name.replace('_over_', ' / ')} {row[name]['ratio']:.2f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]"
+        for name in ("naive_over_ours", "padded_over_ours", "ours_over_floor")
+        if name in row
+    ]
+    print(f"{label:16s}" + "   ".join(parts), flush=True)
+
+
+def figure(result: dict[str, Any], path: Path) -> None:
+    """Both ratios over K and over L."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3), sharey=True)
+    for axis, (varied, fixed, value) in zip(axes, (("K", "L", 400), ("L", "K", 8)), strict=True):
+        rows = sorted((r for r in result["scaling"] if r[fixed] == value), key=lambda r: r[varied])
+        for name, label in (("naive_over_ours", "naive loop / ours"), ("ours_over_floor", "ours / floor")):
+            middle = [r[name]["ratio"] for r in rows]
+            spread = [
+                [m - r[name]["low"] for m, r in zip(middle, rows, strict=True)],
+                [r[name]["high"] - m for m, r in zip(middle, rows, strict=True)],
+            ]
+            axis.errorbar([r[varied] for r in rows], middle, yerr=spread, marker="o", capsize=2, label=label)
+        axis.set(xscale="log", yscale="log", xlabel=f"{varied} ({fixed} = {value})")
+        axis.set_xticks([r[varied] for r in rows], [str(r[varied]) for r in rows], minor=False)
+        axis.minorticks_off()
+        axis.set_yticks([1, 1.3, 2, 3, 5, 10, 20], ["1", "1.3", "2", "3", "5", "10", "20"])
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("ratio of times")
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def run(json_path: str | Path | None = None, *, smoke: bool = False, rounds: int = 5) -> dict[str, Any]:
+    """Measure, print, return (and write, with a figure beside) the numbers. `smoke`: tiny sizes, to see that it runs."""
+    case = Case(2, 40, 4, 3, 16) if smoke else Case()
+    rounds = 1 if smoke else rounds
+    work = prepared(case)
+    off = float((work.ours() - work.naive()).abs().max())  # and everything has run once
+    seconds = measure(work, WAYS, rounds)
+    result: dict[str, Any] = {
+        "name": "prefix",
+        "what": "log-probability of a target after K prefixes of each of G rollouts, SmolLM2-135M, float32, one thread",
+        "case": asdict(case) | {"unique_tokens": case.unique},
+        "path": work.scorer.forward.ran,
+        "tokens_forwarded": work.scorer.forward.tokens,
+        "largest_difference_to_naive": off,
+        "rounds": rounds,
+    } | ratios(seconds)
+    show(f"G={case.rollouts} K={case.prefixes} L={case.length}", result)
+    result["memory"] = memory(case)
+    print(f"peak memory, ours / floor: {result['memory']['ours_over_floor']:.2f} "
+          f"(without the model {result['memory']['ours_over_floor_without_model']:.2f})")  # fmt: skip
+    grid = ((100,), (1, 2)) if smoke else ((100, 200, 400, 800, 1600), (1, 2, 4, 8, 16, 32))
+    result["scaling"] = scaling(work.lm, 1 if smoke else 3, *grid)
+    result["bars"] = BARS
+    result["passed"] = {
+        "naive_over_ours": result["naive_over_ours"]["ratio"] >= BARS["naive_over_ours"],
+        "ours_over_floor": result["ours_over_floor"]["ratio"] <= BARS["ours_over_floor"],
+        "memory_over_floor": result["memory"]["ours_over_floor"] <= BARS["memory_over_floor"],
+        "exact": off <= 1e-4,
+    }
+    print(", ".join(f"{name} {'held' if held else 'NOT held'}" for name, held in result["passed"].items()))
+    if json_path is not None:
+        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
+        Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
+        figure(result, Path(json_path).with_suffix(".png"))
+    return result
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--memory"]:
+        print(json.dumps(memory_of(arguments[1], Case(**json.loads(arguments[2])))))
+    else:
+        paths = [a for a in arguments if not a.startswith("--")]
+        run(paths[0] if paths else None, smoke="--smoke" in arguments)
