@@ -151,7 +151,8 @@ def score(
         typer.Option(help="URL of a server that scores given text (http://host:8000/v1); --model is its name there"),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="with --endpoint: the served model's tokenizer; default: loaded by --model's name")
+        str | None,
+        typer.Option(help="with --endpoint: the served model's tokenizer; default: loaded by --model's name"),
     ] = None,
     set_: Sets = None,
     restart: Restart = False,
