@@ -34,6 +34,7 @@ from guerdon.tasks.environment import ToolEnvironment
 
 Style = Literal["plain", "prose"]
 STYLES = ("plain", "prose")
+CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 RELATIONS = (("star", "poet", "crew"), ("home", "club", "work"), ("lake", "king", "dish"))
 INSTRUCTION = (
     'You can search a collection of facts. Reason between <think> and </think>, then either search with <tool_call>{"name": "search", '
@@ -79,7 +80,7 @@ def make_world(rng: random.Random, size: int = 40) -> World:
     """`size` names in each of four layers, and a fact for each name of the first three and each relation of its layer."""
     names: dict[str, None] = {}
     while len(names) < 4 * size:
-        names["".join(rng.choice(letters) for letters in ("bdfgklmnprstvz", "aeiou") * 2)] = None
+        names["".join(rng.choice(letters) for letters in (CONSONANTS, VOWELS) * 2)] = None
     every = list(names)
     layers = tuple(tuple(every[i * size : (i + 1) * size]) for i in range(4))
     facts = {
