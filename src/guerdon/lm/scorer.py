@@ -61,7 +61,7 @@ class SpanScorer:
         *,
         max_tokens: int | None = None,
         left_pad: bool = False,
-        share: Share = "padded",
+        share: Share = "auto",
         forward: Forward | None = None,
     ) -> None:
         self.endpoint = model if isinstance(model, Endpoint) else None
