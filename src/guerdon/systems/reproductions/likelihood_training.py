@@ -1,0 +1,191 @@
+"""Training the tiny policy of the digit sums under one reward, through the real trainer, one JSON record for each run.
+
+Arms differ in the reward alone; starting policy, prompts, sampling, steps and optimiser are the same.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guerdon.rollouts import Rollouts
+from guerdon.signals.likelihood.reference_likelihood import ReferenceLikelihood
+from guerdon.system import System
+from guerdon.systems.context import TaskReward
+from guerdon.systems.likelihood import Form, likelihood
+from guerdon.systems.outcome import rloo
+from guerdon.systems.reproductions.likelihood_task import SPLICE, Regime, digit_sums
+from guerdon.tasks.base import Task
+
+LOGPROB, VERIFREE, BASE = "log-prob", "probability (VeriFree)", "0/1 verifier"
+MEAN_PROB, JEPO = "mean probability", "JEPO"
+
+
+def _member(form: Form) -> Callable[[Task], System]:
+    # Cut at the cap comes after the reference's place here, so such rollouts are scored like others.
+    return lambda task: likelihood(form=form, splice=SPLICE, truncated="score")
+
+
+ARMS: dict[str, Callable[[Task], System]] = {
+    LOGPROB: _member("logprob"),
+    VERIFREE: _member("prob"),
+    BASE: lambda task: rloo(verifier=TaskReward(task)),
+    MEAN_PROB: _member("mean_prob"),
+    JEPO: _member("jepo"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement on `samples` held-out prompts every `every`.
+
+    scratchpad: cap on sampled tokens where only the reasoning is needed; a verifier needs whole answers, up to the task's cap.
+    """
+
+    steps: int = 60
+    prompts: int = 8
+    group: int = 8
+    lr: float = 5e-4
+    warmup: int = 5
+    every: int = 15
+    samples: int = 200
+    scratchpad: int = 16
+
+
+SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, every=1, samples=4, scratchpad=8)
+
+
+@dataclass
+class Run:
+    """Held-out means after `x` steps.
+
+    logprob: of the whole reference after a sampled reasoning. mean_logprob: a token. prob: exp of the whole. accuracy: of sampled
+    answers. reasoning: tokens before the answer. flat: share of training groups without a difference in reward, at each step.
+    """
+
+    x: list[int] = field(default_factory=list)
+    logprob: list[float] = field(default_factory=list)
+    mean_logprob: list[float] = field(default_factory=list)
+    prob: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    reasoning: list[float] = field(default_factory=list)
+    flat: list[float] = field(default_factory=list)
+
+
+class Measure:
+    """Monitor: every few steps, and once at the end, what a policy does on held-out prompts."""
+
+    def __init__(self, task: Task, plan: Plan, run: Run) -> None:
+        self.task, self.plan, self.run = task, plan, run
+        self.signal = ReferenceLikelihood(splice=SPLICE, truncated="score")
+
+    def __call__(self, rollouts: Rollouts, scores: Any) -> None:
+        reward = scores.reward.float()
+        groups = [reward[rollouts.groups == group] for group in rollouts.groups.unique()]
+        self.run.flat.append(sum(float(bool((g == g[0]).all())) for g in groups) / len(groups))
+        if rollouts.clock.step % self.plan.every == 0:
+            self.measure(self.policy, rollouts.clock.step, rollouts.clock.seed)
+
+    def attach(self, trainer: Any) -> None:
+        self.policy = trainer.instruments.policy
+
+    def measure(self, policy: Any, step: int, seed: int) -> None:
+        """Sample one completion for each of the held-out prompts, at temperature 1; keep a scratchpad's length of it."""
+        rows = list(self.task.held_out)[: self.plan.samples]
+        prompts = [row["prompt"] for row in rows]
+        made = policy.generate(prompts, max_new_tokens=self.task.max_completion_length, seed=1000 * seed + step)
+        right = [verdict.value for verdict in self.task.true_success(made.texts, rows)]
+        rollouts = Rollouts.from_texts(prompts, made.texts, {"answer": [row["answer"] for row in rows]})
+        self.signal.bind("policy", policy)
+        found = {name: rewards.values[:, 0].double() for name, rewards in self.signal(rollouts).items()}
+        answered = found["answered"] > 0
+        run = self.run
+        run.x.append(step)
+        run.accuracy.append(sum(right) / len(right))
+        run.logprob.append(float(found["logprob"].mean()))  # -100 where there is no place for the reference
+        run.mean_logprob.append(float((found["logprob"] / found["tokens"])[answered].mean()))
+        run.prob.append(float((found["logprob"].exp() * answered).mean()))
+        run.reasoning.append(float(found["reasoning"].mean()))
+
+
+def run_arm(arm: str, regime: Regime, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
+    """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
+    task = digit_sums(regime)
+    name = "".join(c if c.isalnum() else "-" for c in f"{arm}-{regime}")
+    file = folder / f"{name}-{seed}.json" if folder else None
+    asked = {
+        "arm": str(ARMS[arm](task)),
+        "regime": regime,
+        "seed": seed,
+        "plan": asdict(plan),
+        "policy": Path(policy).name,
+    }
+    if file is not None and file.exists():
+        record = json.loads(file.read_text())
+        if record["asked"] == asked:
+            return Run(**record["run"])
+    run = train(ARMS[arm](task), task, seed, plan, policy, whole=arm == BASE)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".part")
+        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
+        draft.replace(file)
+    return run
+
+
+def train(system: System, task: Task, seed: int, plan: Plan, policy: str, *, whole: bool) -> Run:
+    """Train on-policy: one update a batch, sums over tokens (no length normalisation), no KL, temperature 1.
+
+    whole: sample up to the task's cap, for a reward that reads the policy's own answer.
+    """
+    from transformers import PrinterCallback
+    from trl import GRPOConfig
+
+    from guerdon.engines.trl import CreditTrainer, RolloutLog
+    from guerdon.lm.load import load_tokenizer
+
+    run = Run()
+    measure = Measure(task, plan, run)
+    with tempfile.TemporaryDirectory() as scratch:
+        args = GRPOConfig(
+            scratch,
+            max_steps=plan.steps,
+            per_device_train_batch_size=plan.prompts * plan.group,
+            num_generations=plan.group,
+            max_completion_length=task.max_completion_length if whole else plan.scratchpad,
+            learning_rate=plan.lr,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=plan.warmup,
+            max_grad_norm=1.0,
+            temperature=1.0,
+            beta=0.0,
+            loss_type="dapo",
+            seed=seed,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+        )
+        trainer = CreditTrainer(
+            policy,
+            system,
+            args=args,
+            train_dataset=task.to_dataset("train"),
+            processing_class=load_tokenizer(policy),
+            monitors=[measure],
+            rollout_log=RolloutLog(every=0),
+            log_dir=scratch,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        measure.measure(trainer.instruments.policy, plan.steps, seed)
+    return run
