@@ -140,11 +140,18 @@ def build(spec: str, context: Context) -> System:
 
 
 def check_spec(spec: str) -> None:
-    """Raise ConfigError for an unknown system or option without building anything: what a typing error should cost."""
-    from guerdon.systems.base import builder_of
+    """Raise ConfigError for an unknown system, option or value without making any model: what a typing error should cost.
+
+    The system is composed with placeholders where a run would bring a part, so a builder must not load what it is given.
+    """
+    from guerdon.systems.base import Placeholder, builder_of
 
     name, options = parse_spec(spec)
-    _check_options(name, options, inspect.signature(builder_of(name)).parameters)
+    builder = builder_of(name)
+    parameters = inspect.signature(builder).parameters
+    _check_options(name, options, parameters)
+    needed = {key: Placeholder(key) for key, p in parameters.items() if p.default is p.empty and key not in options}
+    builder(**needed, **{key: Placeholder(key) if value == "task" else value for key, value in options.items()})
 
 
 def _check_options(name: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
