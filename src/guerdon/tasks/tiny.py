@@ -155,12 +155,14 @@ def warm_start_policy(
     return model.eval(), tokenizer, losses
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int) -> PreTrainedModel:
-    """An untrained tiny Llama. Same seed, same weights; the caller's random state is untouched."""
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int, *, architecture: str = "LlamaForCausalLM"
+) -> PreTrainedModel:
+    """An untrained tiny Llama; a classifier has two labels. Same seed, same weights; the caller's random state is untouched."""
     transformers = require("transformers", extra="train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return transformers.LlamaForCausalLM(
+        return getattr(transformers, architecture)(
             transformers.LlamaConfig(
                 vocab_size=len(tokenizer),
                 hidden_size=config.hidden,
