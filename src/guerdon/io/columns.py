@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,13 +86,28 @@ def description(system: System) -> str:
 
 
 def _reasons(scores: Scores) -> list[str | None]:
-    """Each row's reasons in one text; with several sources each is named."""
-    told: list[list[str]] = [[] for _ in range(len(scores))]
+    """Each row's reasons in one text; with several sources each is named, those that share a reason together."""
+    told: list[dict[str, list[str]]] = [{} for _ in range(len(scores))]  # reason -> the sources that give it
     for name, rewards in scores.raw.items():
         for (row, cell), text in sorted(rewards.reasons.items()):
             where = "" if rewards.level == "sequence" else f"{rewards.level} {cell}: "
-            told[row].append(f"{name}: {where}{text}" if len(scores.raw) > 1 else where + text)
+            told[row].setdefault(where + text, []).append(name)
     for row, text in scores.notes.get("dropped", {}).items():
         if not told[row]:
-            told[row].append(f"dropped: {text}")
-    return ["; ".join(texts) or None for texts in told]
+            told[row][f"dropped: {text}"] = []
+    several = len(scores.raw) > 1
+    families = Counter(name.partition(".")[0] for name in scores.raw)
+    return [
+        "; ".join(f"{_joint(names, families)}: {text}" if several and names else text for text, names in row.items())
+        or None
+        for row in told
+    ]
+
+
+def _joint(names: list[str], families: Counter[str]) -> str:
+    """Source names, those of a signal in one word where all of them are there."""
+    here = Counter(name.partition(".")[0] for name in names)
+    whole = {family for family, count in here.items() if count == families[family]}
+    heads = [name.partition(".")[0] for name in names]
+    shown = [head if head in whole else name for head, name in zip(heads, names, strict=True)]
+    return ", ".join(dict.fromkeys(shown))
