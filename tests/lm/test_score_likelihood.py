@@ -143,6 +143,19 @@ def test_sar_adds_to_a_verifier_by_name(score, logprobs):
     assert score("sar:verifier=answer_tag")[0]["reward"] == pytest.approx(1 + 0.2 * expected, abs=1e-4)
 
 
+def test_turns_of_a_text_are_paid_without_what_is_only_logged(score, tmp_path):
+    """Gain of the search turn plus F1 of the answer; the confidences before and after stand beside, and are no reward."""
+    completion = "<search>a</search>\n[tool]\nIt is in Paris.\n[assistant]\n<answer>Paris</answer>"
+    rows = [{"prompt": "Where?\n[assistant]\n", "completion": completion, "answer": "Paris"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (row,) = score("igpo", "--set", r"turn_header=\[(\w+)\]\n")
+    gain, start, end, f1 = (
+        row["reward_parts"][name]["values"] for name in ("gain.gain", "gain.start", "gain.end", "f1")
+    )
+    assert f1 == [1.0] and gain == pytest.approx([end[0] - start[0]], abs=1e-6)
+    assert row["reward"] == pytest.approx(gain[0] + 1.0) and end[0] > 0
+
+
 @pytest.mark.parametrize(
     ("reward", "message"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from guerdon.credit import Drop
 from guerdon.io.records import score_records
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
@@ -19,7 +20,7 @@ def reward_columns(system: System, rollouts: Rollouts) -> list[dict[str, Any]]:
     """Score rollouts and lay the scores out as columns.
 
     The reward is the scalar the system's chain optimises, where the chain can run on texts (every source is one value a row);
-    otherwise the sum of its signals' row totals.
+    otherwise the sum of its signals' row totals, without those that the chain drops (they are for the log).
     """
     rollouts = system.segmented(rollouts)
     scores = system.score(rollouts)
@@ -30,7 +31,9 @@ def reward_columns(system: System, rollouts: Rollouts) -> list[dict[str, Any]]:
         failed = torch.stack([rewards.failed.any(1) for rewards in scores.raw.values()]).any(0) & ~scores.keep
         totals = scores.reward.double().masked_fill(failed, float("nan"))
     else:
-        totals = torch.stack([rewards.row_total().double() for rewards in scores.raw.values()]).sum(0)
+        logged = {name for link in system.chain if isinstance(link, Drop) for name in link.names}
+        paid = [rewards for name, rewards in scores.raw.items() if name not in logged]
+        totals = torch.stack([rewards.row_total().double() for rewards in paid]).sum(0)
     records = score_records(scores)
     reasons = _reasons(scores)
     sole = len(scores.raw) == 1
