@@ -13,7 +13,8 @@ Times are CPU times of the one thread that works, because other work on a machin
 stand beside). Ratios are of the same round; the interval is the range that 95 % of bootstrap medians over rounds fall in. The
 two ways that run a prefix again and again take minutes and are far from their bar: they sit out the later rounds. Peak memory is
 that of a process of its own for each way, after the model is loaded (the high-water mark is reset then): in all, and without the
-model. Scaling is measured with one rollout, over K and over the rollout's length L. The file is written after each part.
+model. Scaling is measured with one rollout, over K and over the rollout's length L. The file is written after each measurement,
+and a run that was cut short goes on from its file.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,11 @@ class Work:
         self.scorer, self.padded_scorer = PrefixScorer(lm), SpanScorer(lm, share="padded")
         self.answers: dict[str, Any] = {}  # the last of each way
 
-    @property
     def largest_difference(self) -> float:
-        """Between the log-probabilities of ours and of the loop."""
-        return float((self.answers["ours"] - self.answers["naive"]).abs().max())
+        """Between the log-probabilities of ours and of the loop (where a resumed run did not run it: of its longest pairs)."""
+        loop = self.answers["naive"] if "naive" in self.answers else self.naive(2)
+        ours = self.answers["ours"] if "ours" in self.answers else self.ours()
+        return float((ours[-len(loop) :] - loop).abs().max())
 
     def ours(self) -> Any:
         size = self.case.rollouts
@@ -108,6 +110,30 @@ class Work:
             return self.lm.model.model(input_ids=self.plain_ids, use_cache=False).last_hidden_state
 
 
+Round = dict[str, dict[str, float]]  # seconds of each way, on both clocks
+
+
+class Record:
+    """What is measured, kept in a file from measurement to measurement; a file that is not finished is gone on with."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.result: dict[str, Any] = {}
+        if path is not None and path.exists():
+            left = json.loads(path.read_text())
+            self.result = {} if left["finished"] else left
+        self.result |= {"name": "prefix", "finished": False}
+        self.result.setdefault("seconds", {})
+
+    def rounds(self, case: Case) -> list[Round]:
+        return self.result["seconds"].setdefault(f"G={case.rollouts} K={case.prefixes} L={case.length}", [])
+
+    def save(self) -> None:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps(self.result, indent=1) + "\n")
+
+
 def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
     """(seconds, what it returned)."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -115,33 +141,36 @@ def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}, answer
 
 
-def measure(work: Work, ways: tuple[str, ...], rounds: int, heavy_rounds: int) -> dict[str, list[dict[str, float]]]:
-    """Seconds of each way, round by round; who goes first moves on, and the heavy ways stop after `heavy_rounds`."""
-    seconds: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+def measure(work: Work, ways: tuple[str, ...], rounds: int, heavy_rounds: int, record: Record) -> list[Round]:
+    """Rounds of measurements, those that the record has included. Who goes first moves on; heavy ways stop after `heavy_rounds`."""
+    found = record.rounds(work.case)
     for n in range(rounds):
+        if n == len(found):
+            found.append({})
         now = [way for way in ways if n < heavy_rounds or way not in HEAVY]
         for way in now[n % len(now) :] + now[: n % len(now)]:
-            took, work.answers[way] = timed(getattr(work, way))
-            seconds[way].append(took)
-    return seconds
+            if way not in found[n]:
+                found[n][way], work.answers[way] = timed(getattr(work, way))
+                record.save()
+    return found
 
 
-def ratio(seconds: dict[str, list[dict[str, float]]], over: str, under: str, clock: str = "cpu") -> dict[str, Any]:
+def ratio(rounds: list[Round], over: str, under: str, clock: str = "cpu") -> dict[str, Any]:
     """Median of over / under, over the rounds that have both, with a 95 % bootstrap interval."""
-    ratios = [a[clock] / b[clock] for a, b in zip(seconds[over], seconds[under], strict=False)]
+    ratios = [row[over][clock] / row[under][clock] for row in rounds if over in row and under in row]
     rng = random.Random(0)
     draws = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(2000))
     return {"ratio": statistics.median(ratios), "low": draws[50], "high": draws[1949], "rounds": len(ratios)}
 
 
-def ratios(seconds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+def ratios(rounds: list[Round]) -> dict[str, Any]:
     """All ratios a case gives, in CPU time and by the clock on the wall."""
     pairs = [("naive", "ours"), ("padded", "ours"), ("ours", "floor")]
     return {
-        f"{over}_over_{under}": ratio(seconds, over, under) | {"wall": ratio(seconds, over, under, "wall")}
+        f"{over}_over_{under}": ratio(rounds, over, under) | {"wall": ratio(rounds, over, under, "wall")}
         for over, under in pairs
-        if over in seconds and under in seconds
-    } | {"median_cpu_s": {way: statistics.median(s["cpu"] for s in rows) for way, rows in seconds.items()}}
+        if over in rounds[0] and under in rounds[0]
+    } | {"median_cpu_s": {way: statistics.median(r[way]["cpu"] for r in rounds if way in r) for way in rounds[0]}}
 
 
 # -- memory: one process a way -----------------------------------------------------------------------------------------------
@@ -202,18 +231,16 @@ def prepared(case: Case, lm: Any = None) -> Work:
 # -- the run -----------------------------------------------------------------------------------------------------------------
 
 
-def scaling(lm: Any, lengths: tuple[int, ...], counts: tuple[int, ...], rounds: int) -> Iterator[dict[str, Any]]:
-    """One rollout: K at L = 400, and L at K = 8. Where the loop forwards thousands of tokens, it does so once."""
-    for case in [Case(1, 400, k) for k in counts] + [Case(1, length, 8) for length in lengths if length != 400]:
-        work = Work(lm, case)
-        work.ours()
-        looped = sum(len(pair) for pair in work.pairs)
-        heavy = min(rounds, 3 if looped < 1500 else 1)
-        found = ratios(measure(work, ("naive", "ours", "floor"), rounds, heavy))
-        row = {"K": case.prefixes, "L": case.length, "path": work.scorer.forward.ran, "looped_tokens": looped}
-        row |= {"largest_difference_to_naive": work.largest_difference} | found
-        show(f"K={case.prefixes:<3d} L={case.length:<5d}", row)
-        yield row
+def scaling(lm: Any, case: Case, rounds: int, record: Record) -> dict[str, Any]:
+    """One rollout, one K and one L. Where the loop forwards thousands of tokens, it does so once."""
+    work = Work(lm, case)
+    work.ours()
+    looped = sum(len(pair) for pair in work.pairs)
+    found = ratios(measure(work, ("naive", "ours", "floor"), rounds, min(rounds, 3 if looped < 1500 else 1), record))
+    difference = work.largest_difference()
+    row = {"K": case.prefixes, "L": case.length, "path": work.scorer.forward.ran, "looped_tokens": looped}
+    show(f"K={case.prefixes:<3d} L={case.length:<5d}", found)
+    return row | {"largest_difference_to_naive": difference} | found
 
 
 def show(label: str, row: dict[str, Any]) -> None:
@@ -258,43 +285,38 @@ def run(json_path: str | Path | None = None, *, smoke: bool = False) -> dict[str
     """Measure, print, return (and write, with a figure beside) the numbers. `smoke`: tiny sizes, to see that it runs."""
     case = Case(2, 40, 4, 3, 16) if smoke else Case()
     rounds, heavy, more = (1, 1, 1) if smoke else (6, 2, 3)
-    work = prepared(case)
-    work.ours()  # the model has been tried, and libraries are loaded
-    seconds = measure(work, WAYS, rounds, heavy)
-    result: dict[str, Any] = {
-        "name": "prefix",
-        "what": "log-probability of a target after K prefixes of each of G rollouts, SmolLM2-135M, float32, one thread",
-        "case": asdict(case) | {"unique_tokens": case.unique, "looped_tokens": sum(len(pair) for pair in work.pairs)},
-        "largest_difference_to_naive": work.largest_difference,
-    } | ratios(seconds)
-    result |= {"path": work.scorer.forward.ran, "tokens_forwarded": work.scorer.forward.tokens}
+    lengths, counts = ((100,), (1, 2)) if smoke else ((100, 200, 800, 1600), (1, 2, 4, 8, 16, 32))
+    record = Record(None if json_path is None else Path(json_path))
+    result, work = record.result, prepared(case)
+    if "passed" not in result:
+        work.ours()  # the model has been tried, and libraries are loaded
+        result |= ratios(measure(work, WAYS, rounds, heavy, record)) | {"memory": memory(case)}
+        result["largest_difference_to_naive"] = work.largest_difference()
+        looped, forward = sum(len(pair) for pair in work.pairs), work.scorer.forward
+        result["case"] = asdict(case) | {"unique_tokens": case.unique, "looped_tokens": looped}
+        result |= {"path": forward.ran, "tokens_forwarded": forward.tokens, "bars": BARS, "passed": held(result)}
+        record.save()
     show(f"G={case.rollouts} K={case.prefixes} L={case.length}", result)
-    result["memory"] = memory(case)
     print(f"peak memory, ours / floor: {result['memory']['ours_over_floor']:.2f} "
           f"(without the model {result['memory']['ours_over_floor_without_model']:.2f})")  # fmt: skip
-    result["bars"] = BARS
-    result["passed"] = {
-        "naive_over_ours": result["naive_over_ours"]["ratio"] >= BARS["naive_over_ours"],
-        "ours_over_floor": result["ours_over_floor"]["ratio"] <= BARS["ours_over_floor"],
-        "memory_over_floor": result["memory"]["ours_over_floor"] <= BARS["memory_over_floor"],
-        "exact": work.largest_difference <= 1e-4,
-    }
-    print(", ".join(f"{name} {'held' if held else 'NOT held'}" for name, held in result["passed"].items()), flush=True)
-    write(result, json_path)
-    grid = ((100,), (1, 2)) if smoke else ((100, 200, 400, 800, 1600), (1, 2, 4, 8, 16, 32))
-    result["scaling"] = []
-    for row in scaling(work.lm, *grid, rounds=more):
-        result["scaling"].append(row)
-        write(result, json_path)
+    print(", ".join(f"{name} {'held' if good else 'NOT held'}" for name, good in result["passed"].items()), flush=True)
+    cases = [Case(1, 400, k) for k in counts] + [Case(1, length, 8) for length in lengths]
+    result["scaling"] = [scaling(work.lm, one, more, record) for one in cases]
+    result["finished"] = True
+    record.save()
     if json_path is not None:
         figure(result, Path(json_path).with_suffix(".png"))
     return result
 
 
-def write(result: dict[str, Any], json_path: str | Path | None) -> None:
-    if json_path is not None:
-        Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-        Path(json_path).write_text(json.dumps(result, indent=1) + "\n")
+def held(result: dict[str, Any]) -> dict[str, bool]:
+    """Each bar."""
+    return {
+        "naive_over_ours": result["naive_over_ours"]["ratio"] >= BARS["naive_over_ours"],
+        "ours_over_floor": result["ours_over_floor"]["ratio"] <= BARS["ours_over_floor"],
+        "memory_over_floor": result["memory"]["ours_over_floor"] <= BARS["memory_over_floor"],
+        "exact": result["largest_difference_to_naive"] <= 1e-4,
+    }
 
 
 if __name__ == "__main__":

@@ -10,7 +10,9 @@ Block = tuple[list[Row], list[str]]  # the table, and what stands under it
 
 
 def prefix_block(record: Mapping[str, Any]) -> Block:
-    """Targets after prefixes: the case with the bars, then over K and L."""
+    """Targets after prefixes: the case with the bars, then over K and L. A run that was cut short shows what there is."""
+    if "passed" not in record:
+        return [], ["Not finished: the same command goes on."]
     case, bars, passed, memory = record["case"], record["bars"], record["passed"], record["memory"]
     rows: list[Row] = [
         _prefix_row(f"G = {case['rollouts']}, K = {case['prefixes']}, L = {case['length']}", record),
