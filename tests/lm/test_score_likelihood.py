@@ -159,8 +159,8 @@ def test_turns_of_a_text_are_paid_without_what_is_only_logged(score, tmp_path):
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        ("sar", "a verifier is one of the signals math"),
-        ("sar:verifier=maths", "no signal 'maths'"),
+        ("sar", "such as sar:verifier=math"),
+        ("sar:verifier=maths", "no signal 'maths': use one of math"),
         ("sar:verifier=math:gold=x", "math has no option gold"),
         ("conciseness", "needs model"),
     ],

@@ -127,7 +127,7 @@ def signal_by_name(spec: str) -> Any:
     """
     name, options = parse_spec(spec.removeprefix("(").removesuffix(")"))
     if name not in SIGNALS:
-        raise ConfigError(f"no signal {name!r}; there are: {', '.join(SIGNALS)}")
+        raise ConfigError(f"no signal {name!r}: use one of {', '.join(SIGNALS)}")
     return _signal(name, options)
 
 
@@ -147,7 +147,7 @@ def call_with(factory: Any, options: dict[str, Any], name: str) -> Any:
     )
     if unknown or missing:
         problem = f"has no option {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
-        hint = f" (a verifier is one of the signals {', '.join(SIGNALS)})" if "verifier" in missing else ""
+        hint = f" (such as {name}:verifier=math; a verifier is any signal)" if "verifier" in missing else ""
         raise ConfigError(f"{name} {problem}; its options: {', '.join(parameters)}{hint}")
     return factory(**options)
 
