@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from guerdon.cache import cached_artifact
 from guerdon.extras import require
 from guerdon.tasks import arithmetic
 from guerdon.tasks.arithmetic import Noise
-from guerdon.tasks.cache import cached_artifact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast

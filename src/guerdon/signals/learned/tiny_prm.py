@@ -25,12 +25,12 @@ from typing import Any
 
 import torch
 
+from guerdon.cache import cached_artifact
 from guerdon.signals.learned import prm, train_prm
 from guerdon.signals.learned.prm import PrmInput, classify_positions, pad_rows, step_scores
 from guerdon.signals.learned.train_prm import LabelledSolution, Stage, encode_solutions
 from guerdon.tasks import arithmetic, tiny
 from guerdon.tasks.arithmetic import DELIMITER, Noise, StepKind, label_steps
-from guerdon.tasks.cache import cached_artifact
 
 # Nearly half the lines are flawed: with as few errors as the policy makes, the reward model sees too few to learn them from in a
 # minute. Every seventh solution rambles, as a policy that is being hacked will.
