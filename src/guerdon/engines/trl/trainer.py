@@ -26,6 +26,7 @@ from guerdon.engines.trl import checkpoint, compat
 from guerdon.engines.trl.callbacks import Interrupt, StepHooks
 from guerdon.engines.trl.instruments import Instruments
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
+from guerdon.engines.trl.together import together_sampler
 from guerdon.errors import CapabilityError, ChainError
 from guerdon.rewards import Scores
 from guerdon.rollouts import Clock, Rollouts
@@ -121,6 +122,7 @@ class CreditTrainer(GRPOTrainer):
         self._objective_rows: tuple[Rollouts, Scores] | None = None
         self._warned: set[str] = set()
         self.instruments.attach(self)
+        together_sampler(self, None)  # refuses data and batch sizes in which rows that must meet cannot
         for monitor in self.monitors:
             if hasattr(monitor, "attach"):
                 monitor.attach(self)
@@ -238,6 +240,8 @@ class CreditTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            self.hooks.learned(self.instruments.move(self.state.global_step + 1, self.state.max_steps or None))
         output = super()._generate_and_score_completions(inputs)
         assert self._scored is not None
         rollouts, scores, truth, reasons = self._scored
@@ -388,7 +392,7 @@ class CreditTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{checkpoint.PREFIX}{self.state.global_step}"
         if self.args.should_save:
-            checkpoint.begin(folder, {"system": self.system.state_dict(), "step": self.state.global_step})
+            checkpoint.begin(folder, self._own_state())
         # Older checkpoints go only when this one is complete: a kill in between must leave one to resume from.
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -407,10 +411,21 @@ class CreditTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, folder: Any) -> None:
         super()._load_optimizer_and_scheduler(folder)
         if folder is not None:
-            self.system.load_state_dict(checkpoint.load_state(folder)["system"])
+            state = checkpoint.load_state(folder)
+            self.system.load_state_dict(state["system"])
+            self.instruments.load_state_dict(state.get("models", {}))
+
+    def _own_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside TRL's: links, signals, and models that move."""
+        return {
+            "system": self.system.state_dict(),
+            "models": self.instruments.state_dict(),
+            "step": self.state.global_step,
+        }
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        self._train_sampler = super()._get_train_sampler(dataset)
+        own = together_sampler(self, dataset)
+        self._train_sampler: Any = super()._get_train_sampler(dataset) if own is None else own
         return self._train_sampler
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
