@@ -76,6 +76,7 @@ class Context:
             "verifier": lambda: TaskReward(self.task),
             "tokenizer": lambda: self.tokenizer,
             "delimiter": lambda: self.task.delimiter,
+            "max_completion_length": lambda: self.task.max_completion_length,
             "prm": self._process_reward_model,
             "crm": self._conciseness_model,
             **{key: partial(self.task.notes.__getitem__, key) for key in self.task.notes},
