@@ -24,8 +24,8 @@ from transformers import TrainerCallback
 
 from guerdon.engines.trl import batch as B
 from guerdon.engines.trl.instruments import completion_logprobs, frozen_copy
-from guerdon.engines.trl.together import column_of, together_column, units_of
 from guerdon.engines.trl.runlog import EVAL, ROLLOUTS, rollout_records
+from guerdon.engines.trl.together import column_of, together_column, units_of
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.lm.local import LocalModel
 from guerdon.rewards import Scores
