@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
     from guerdon.systems.co_reward import co_reward, co_rewarding_ii, majority_vote
     from guerdon.systems.crm import crm
+    from guerdon.systems.csr import csr
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
     from guerdon.systems.likelihood import likelihood, nover
@@ -49,6 +50,7 @@ SYSTEMS: dict[str, Entry] = {
     "noisy_rpr": Entry("noisy_rpr", "noisy_rpr"),
     "igpo": Entry("igpo", "igpo"),
     "co_reward": Entry("co_reward", "co_reward"),
+    "csr": Entry("csr", "csr"),
 }
 
 # Other names a composition goes by; buildable, but no entry of the catalogue.
@@ -72,6 +74,7 @@ __all__ = [
     "co_reward",
     "co_rewarding_ii",
     "crm",
+    "csr",
     "dr_grpo",
     "gdpo",
     "grpo",

@@ -203,6 +203,8 @@ class Evaluator(TrainerCallback):
             found["truncated"] = estimate(1 - rollouts.finished.float(), clusters)
         if self.kl:
             found["kl"] = self._kl(rollouts)
+        if scores.metrics:
+            found["chain"] = dict(scores.metrics)  # what watching links noted, on held-out prompts
         return found
 
     def _prompt_of(self, rollouts: Rollouts) -> list[int]:
