@@ -85,7 +85,8 @@ def _row(arm: str, found: Sequence[Run]) -> dict[str, Any]:
 
 
 def _table_row(arm: str, found: Sequence[Sequence[float]]) -> dict[str, Any]:
-    return {"label": f"table: {arm}", "accuracy": over_seeds([run[-1] for run in found], 3)}
+    blank = dict.fromkeys(("hard quarter", "hard vote", "own answer", "reward at the end"), "-")
+    return {"label": f"table: {arm}", "accuracy": over_seeds([run[-1] for run in found], 3), **blank}
 
 
 def _mean(values: Sequence[float]) -> float:
