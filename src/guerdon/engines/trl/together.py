@@ -48,7 +48,7 @@ def units_of(values: Sequence[Any], column: str) -> list[list[int]]:
         units.setdefault(value, []).append(row)
     sizes = sorted({len(rows) for rows in units.values()})
     if len(sizes) != 1 or sizes[0] < 2:
-        rarest = min(units.items(), key=lambda item: len(item[1]), default=(None, []))
+        rarest: tuple[Any, list[int]] = min(units.items(), key=lambda item: len(item[1]), default=(None, []))
         raise DataError(
             f"rows of equal {column!r} are to meet in one batch, so every value must occur equally often and more than once; "
             f"{rarest[0]!r} occurs {len(rarest[1])} time(s), others up to {sizes[-1] if sizes else 0}"
