@@ -5,7 +5,7 @@ gets full reward. Idea: I (Co-Reward) - sample the question and a rewording of i
 answer of the OTHER. II - rewards agreement with the majority of a teacher, a moving average of the policy, on the same question.
 
     co_reward()                                    I: rows in pairs, `question_id` and `view` (guerdon.tasks.views makes them)
-    co_rewarding_ii(max_completion_length=512)     II
+    co_rewarding_ii()                              II
     majority_vote()                                the baseline: the own group's majority
 
 Source: "Co-rewarding: Stable Self-supervised RL for Eliciting Reasoning in LLMs", arXiv 2508.00410 (v1: Co-Reward); official code
@@ -81,7 +81,7 @@ def majority_vote(
 
 def co_rewarding_ii(
     *,
-    max_completion_length: int,
+    max_completion_length: int = 3072,
     teacher_samples: int = 8,
     teacher_temperature: float = 1.0,
     alpha_start: float = 0.01,
@@ -94,7 +94,7 @@ def co_rewarding_ii(
     """Co-rewarding-II: agreement with the majority of a teacher's rollouts; the teacher is a moving average of the policy.
 
     Args:
-        max_completion_length: cap on a teacher's rollout, the policy's own.
+        max_completion_length: cap on a teacher's rollout: the policy's own. On the command line the task's.
         teacher_samples: teacher rollouts of each prompt.
         teacher_temperature: of these.
         alpha_start, alpha_end: the POLICY's weight in the average, from first to last step by a cosine. The paper's alpha is 1 minus it:
