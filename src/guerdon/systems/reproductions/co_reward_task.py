@@ -10,17 +10,13 @@ hard quarter the template's own answer is the more frequent one, so a vote withi
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from guerdon.signals.verifiable.verdict import Verdict
+from guerdon.systems.reproductions import short_answers
+from guerdon.systems.reproductions.short_answers import Start
 from guerdon.tasks.base import Row, Task
 from guerdon.tasks.views import Rewrite, paired_rows
 
@@ -73,60 +69,11 @@ def draw_answer(row: Row, rng: random.Random) -> str:
     return f"#{max(0, total + rng.choice((-3, -2, -1, 1, 2, 3)))}"
 
 
-@dataclass(frozen=True)
-class Start:
-    """The starting policy: `steps` of supervised learning on packed answers."""
+def starting_policy(settings: Start, seed: int = 0) -> str:
+    """Path of the starting policy, made on first use and cached."""
+    rng, rows = random.Random(seed), two_templates().train
 
-    steps: int = 1200
-    hidden: int = 64
-    layers: int = 2
-    rows: int = 8
-    row_tokens: int = 128
-    lr: float = 4e-3
+    def draw(count: int) -> list[tuple[str, str]]:
+        return [(row["prompt"], draw_answer(row, rng)) for row in rng.choices(rows, k=count)]
 
-
-def starting_policy(settings: Start = Start(), seed: int = 0) -> str:
-    """Path of the starting policy, trained on first use (half a minute on one core) and cached."""
-    from guerdon.tasks import tiny
-    from guerdon.tasks.cache import cached_artifact
-
-    def build(directory: Path) -> None:
-        tokenizer = tiny.char_tokenizer()
-        model = _warm_start(tokenizer, settings, seed)
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        (directory / "card.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
-
-    return str(
-        cached_artifact(
-            "two-templates-policy", {"seed": seed, **asdict(settings)}, [tiny, sys.modules[__name__]], build
-        )
-    )
-
-
-def _warm_start(tokenizer: Any, settings: Start, seed: int) -> Any:
-    from guerdon.tasks.tiny import Schedule, TinyConfig, adamw, new_model, pack_rows, progress
-
-    rng = random.Random(seed)
-    model = new_model(tokenizer, TinyConfig(settings.hidden, settings.layers, 4, 3 * settings.hidden, 64), seed)
-    schedule = Schedule(settings.lr, settings.steps, min(50, settings.steps))
-    optimizer = adamw(model.parameters(), settings.lr, 0.01)
-    rows = two_templates().train
-    model.train()
-
-    def draw() -> tuple[str, str]:
-        row = rng.choice(rows)
-        return row["prompt"], draw_answer(row, rng)
-
-    for step in progress(settings.steps, "warm-starting the policy of the two templates"):
-        packed = pack_rows(tokenizer, draw, settings.rows, settings.row_tokens)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model.eval()
+    return short_answers.starting_policy("two-templates-policy", draw, settings, [sys.modules[__name__]], seed)

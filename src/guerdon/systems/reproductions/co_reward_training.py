@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +15,8 @@ from guerdon.system import System
 from guerdon.systems.co_reward import co_reward, co_rewarding_ii
 from guerdon.systems.reproductions.co_reward_tabular import ARMS, CROSS, OWN, TEACHER
 from guerdon.systems.reproductions.co_reward_task import OWN_ANSWER, two_templates
+from guerdon.systems.reproductions.short_answers import SMOKE, Plan, kept_run, train
+from guerdon.tasks.base import Task
 
 EXTRACT = "after:#"
 SYSTEMS: dict[str, Callable[[], System]] = {
@@ -24,20 +24,6 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     CROSS: lambda: co_reward(extract=EXTRACT, truth="answer"),
     TEACHER: lambda: co_rewarding_ii(max_completion_length=5, extract=EXTRACT, truth="answer"),
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The budget of a run: optimiser steps of `questions` x 2 views x `group` rollouts, a measurement every `every` steps."""
-
-    steps: int = 100
-    questions: int = 16
-    group: int = 8
-    lr: float = 5e-4
-    every: int = 20
-
-
-SMOKE = Plan(steps=2, questions=2, group=2, every=1)
 
 
 @dataclass
@@ -57,9 +43,8 @@ class Run:
 class Measure:
     """Monitor: every few steps, and once at the end, eight answers to every question in both views."""
 
-    def __init__(self, plan: Plan, run: Run, samples: int = 8) -> None:
-        self.plan, self.run, self.samples = plan, run, samples
-        self.task = two_templates()
+    def __init__(self, task: Task, plan: Plan, run: Run, samples: int = 8) -> None:
+        self.task, self.plan, self.run, self.samples = task, plan, run, samples
 
     def attach(self, trainer: Any) -> None:
         self.policy = trainer.instruments.policy
@@ -91,68 +76,14 @@ class Measure:
 
 def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
     """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
-    name = "".join(c if c.isalnum() else "-" for c in arm)
-    file = folder / f"{name}-{seed}.json" if folder else None
+
+    def make() -> dict[str, Any]:
+        run, task = Run(), two_templates()
+        train(SYSTEMS[arm](), task, policy, seed, plan, Measure(task, plan, run))
+        return asdict(run)
+
     asked = {"arm": str(SYSTEMS[arm]()), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return Run(**record["run"])
-    run = train(SYSTEMS[arm](), seed, plan, policy)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
-        draft.replace(file)
-    return run
+    return Run(**kept_run(folder, f"{arm}-{seed}", asked, make))
 
 
-def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
-    """On-policy, one update a batch, no KL term, temperature 1. The loss is a mean over rollouts, so that no view weighs more."""
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
-
-    from guerdon.engines.trl import CreditTrainer, RolloutLog
-    from guerdon.lm.load import load_tokenizer
-
-    run = Run()
-    measure = Measure(plan, run)
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=2 * plan.questions * plan.group,
-            num_generations=plan.group,
-            max_completion_length=5,
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=min(5, plan.steps - 1),
-            temperature=1.0,
-            beta=0.0,
-            loss_type="grpo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            policy,
-            system,
-            args=args,
-            train_dataset=two_templates().to_dataset("train"),
-            processing_class=load_tokenizer(policy),
-            monitors=[measure],
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        measure.measure(plan.steps, seed)
-    return run
-
-
-__all__ = ["ARMS", "CROSS", "OWN", "SMOKE", "TEACHER", "Plan", "Run", "run_arm", "train"]
+__all__ = ["ARMS", "CROSS", "OWN", "SMOKE", "TEACHER", "Measure", "Plan", "Run", "run_arm"]

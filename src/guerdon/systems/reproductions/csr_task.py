@@ -9,17 +9,13 @@ Digits are 0 to 7. The policy has learned from demonstrations: right in three of
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-import torch
 
 from guerdon.signals.verifiable.verdict import Verdict
+from guerdon.systems.reproductions import short_answers
+from guerdon.systems.reproductions.short_answers import Start
 from guerdon.tasks.base import Row, Task
 
 DIGITS, HABIT = 8, 3
@@ -78,60 +74,16 @@ def demonstration(row: Row, rng: random.Random) -> str:
     return f"{digit}|{rng.randrange(10)}."
 
 
-@dataclass(frozen=True)
-class Start:
-    """The starting policy: `steps` of supervised learning, on questions that are not held out."""
+def starting_policy(settings: Start, seed: int = 0) -> str:
+    """Path of the starting policy, made on first use and cached. It has seen no question that is held out."""
+    rng, held_out = random.Random(seed), {row["prompt"] for row in look_ups().held_out}
 
-    steps: int = 1200
-    hidden: int = 64
-    layers: int = 2
-    rows: int = 8
-    row_tokens: int = 128
-    lr: float = 4e-3
-
-
-def starting_policy(settings: Start = Start(), seed: int = 0) -> str:
-    """Path of the starting policy, trained on first use (half a minute on one core) and cached."""
-    from guerdon.tasks import tiny
-    from guerdon.tasks.cache import cached_artifact
-
-    def build(directory: Path) -> None:
-        tokenizer = tiny.char_tokenizer()
-        model = _warm_start(tokenizer, settings, seed)
-        model.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        (directory / "card.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
-
-    return str(
-        cached_artifact("look-ups-policy", {"seed": seed, **asdict(settings)}, [tiny, sys.modules[__name__]], build)
-    )
-
-
-def _warm_start(tokenizer: Any, settings: Start, seed: int) -> Any:
-    from guerdon.tasks.tiny import Schedule, TinyConfig, adamw, new_model, pack_rows, progress
-
-    rng = random.Random(seed)
-    model = new_model(tokenizer, TinyConfig(settings.hidden, settings.layers, 4, 3 * settings.hidden, 64), seed)
-    schedule = Schedule(settings.lr, settings.steps, min(50, settings.steps))
-    optimizer = adamw(model.parameters(), settings.lr, 0.01)
-    held_out = {row["prompt"] for row in look_ups().held_out}
-    model.train()
-
-    def draw() -> tuple[str, str]:
-        while True:
+    def draw(count: int) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        while len(found) < count:
             row = make_row(rng, rng.random() < 0.6)
             if row["prompt"] not in held_out:
-                return row["prompt"], demonstration(row, rng)
+                found.append((row["prompt"], demonstration(row, rng)))
+        return found
 
-    for step in progress(settings.steps, "warm-starting the policy of the look-ups"):
-        packed = pack_rows(tokenizer, draw, settings.rows, settings.row_tokens)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model.eval()
+    return short_answers.starting_policy("look-ups-policy", draw, settings, [sys.modules[__name__]], seed)

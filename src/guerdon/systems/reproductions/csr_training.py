@@ -5,8 +5,6 @@ Confidence at test time is the share of the most frequent of ten sampled answers
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from guerdon.systems.context import TaskReward
 from guerdon.systems.csr import csr
 from guerdon.systems.outcome import grpo
 from guerdon.systems.reproductions.csr_task import HABIT, answer_of, look_ups, said
+from guerdon.systems.reproductions.short_answers import SMOKE, Plan, kept_run, train
 from guerdon.tasks.base import Task
 
 CORRECT, CSR, SPOKEN = "correctness only", "CSR, lam 0.5", "correctness - (spoken confidence - correctness)²"
@@ -40,21 +39,6 @@ ARMS: dict[str, Callable[[Task], System]] = {
     CSR: lambda task: csr(verifier=TaskReward(task), extract=answer_of),
     SPOKEN: _spoken,
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement with `samples` answers to each held-out question."""
-
-    steps: int = 120
-    prompts: int = 16
-    group: int = 8
-    lr: float = 5e-4
-    every: int = 30
-    samples: int = 10
-
-
-SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=2)
 
 
 @dataclass
@@ -76,8 +60,8 @@ class Run:
 class Measure:
     """Monitor: every few steps, and once at the end, K answers to every held-out question."""
 
-    def __init__(self, task: Task, plan: Plan, run: Run) -> None:
-        self.task, self.plan, self.run = task, plan, run
+    def __init__(self, task: Task, plan: Plan, run: Run, samples: int = 10) -> None:
+        self.task, self.plan, self.run, self.samples = task, plan, run, samples
 
     def attach(self, trainer: Any) -> None:
         self.policy = trainer.instruments.policy
@@ -87,7 +71,7 @@ class Measure:
             self.measure(rollouts.clock.step, rollouts.clock.seed)
 
     def measure(self, step: int, seed: int) -> None:
-        rows, many = list(self.task.held_out), self.plan.samples
+        rows, many = list(self.task.held_out), self.samples
         made = self.policy.generate([r["prompt"] for r in rows], n=many, max_new_tokens=5, seed=1000 * seed + step)
         confidences, spoken, right, habit = [], [], [], []
         for i, row in enumerate(rows):
@@ -118,65 +102,14 @@ class Measure:
 def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
     """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
     task = look_ups()
-    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in arm)
-    file = folder / f"{name}-{seed}.json" if folder else None
+
+    def make() -> dict[str, Any]:
+        run = Run()
+        train(ARMS[arm](task), task, policy, seed, plan, Measure(task, plan, run))
+        return asdict(run)
+
     asked = {"arm": arm, "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return Run(**record["run"])
-    run = train(ARMS[arm](task), task, seed, plan, policy)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
-        draft.replace(file)
-    return run
+    return Run(**kept_run(folder, f"{arm}-{seed}", asked, make))
 
 
-def train(system: System, task: Task, seed: int, plan: Plan, policy: str) -> Run:
-    """On-policy, one update a batch, no KL term, temperature 1, the loss a mean over rollouts."""
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
-
-    from guerdon.engines.trl import CreditTrainer, RolloutLog
-    from guerdon.lm.load import load_tokenizer
-
-    run = Run()
-    measure = Measure(task, plan, run)
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=plan.prompts * plan.group,
-            num_generations=plan.group,
-            max_completion_length=5,
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=min(5, plan.steps - 1),
-            temperature=1.0,
-            beta=0.0,
-            loss_type="grpo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            policy,
-            system,
-            args=args,
-            train_dataset=task.to_dataset("train"),
-            processing_class=load_tokenizer(policy),
-            monitors=[measure],
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        measure.measure(plan.steps, seed)
-    return run
+__all__ = ["ARMS", "CORRECT", "CSR", "SMOKE", "SPOKEN", "Measure", "Plan", "Run", "run_arm"]
