@@ -11,8 +11,8 @@
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
 | penalties | `KLPenalty` | `kl` |
-| one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt` | `calibration` |
-| watching | `WatchSteps` | `monitor` |
+| one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt`; `ByOutcome` | `calibration`, `by_outcome` |
+| watching | `WatchSteps`; `WatchCalibration` | `monitor`, `confidence` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
 | references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
@@ -21,7 +21,9 @@
 from __future__ import annotations
 
 from guerdon.credit.accumulate import GAE, Accumulate, MinReturn
+from guerdon.credit.by_outcome import ByOutcome, brier_by_outcome, signed_by_outcome
 from guerdon.credit.calibration import Calibrate, Fallback, Shrink, SwitchAt, calibrate_scores, shrink_scores
+from guerdon.credit.confidence import WatchCalibration, auroc, brier_score, expected_calibration_error
 from guerdon.credit.filters import DropTruncated, DropUniformGroups, OnFailure, StdEMAFilter, std_threshold
 from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
 from guerdon.credit.group_length import GroupLengthPenalty, group_length_penalty
@@ -57,6 +59,7 @@ __all__ = [
     "Anneal",
     "Annealing",
     "BlockedReturns",
+    "ByOutcome",
     "Calibrate",
     "Ceil",
     "CenterOn",
@@ -93,17 +96,22 @@ __all__ = [
     "StdEMAFilter",
     "SwitchAt",
     "ToTokens",
+    "WatchCalibration",
     "WatchLength",
     "WatchSteps",
     "WeightedAdvantages",
     "Whiten",
     "apply_moments",
+    "auroc",
     "blocked_returns",
+    "brier_by_outcome",
+    "brier_score",
     "calibrate_scores",
     "clip_scores",
     "correlation",
     "delta_scores",
     "early_advantages",
+    "expected_calibration_error",
     "gae",
     "group_length_penalty",
     "group_normalise",
@@ -126,6 +134,7 @@ __all__ = [
     "reverse_linear_scan",
     "shaping_function",
     "shrink_scores",
+    "signed_by_outcome",
     "squash",
     "std_threshold",
     "suffix_min",

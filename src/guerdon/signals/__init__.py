@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "guerdon.signals.agreement": ("CrossViewVote", "SameViewVote", "SemanticAgreement", "TeacherVote"),
     "guerdon.signals.around": ("FailTruncated", "OnText", "Route"),
     "guerdon.signals.embedding": ("EmbeddingSimilarity", "HashedWords", "SentenceEmbedder", "cosine_similarity"),
     "guerdon.signals.learned.conciseness": ("Conciseness",),

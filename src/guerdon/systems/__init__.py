@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
+    from guerdon.systems.co_reward import co_reward, co_rewarding_ii, majority_vote
     from guerdon.systems.crm import crm
+    from guerdon.systems.csr import csr
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
     from guerdon.systems.likelihood import likelihood, nover
@@ -47,6 +49,8 @@ SYSTEMS: dict[str, Entry] = {
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
     "noisy_rpr": Entry("noisy_rpr", "noisy_rpr"),
     "igpo": Entry("igpo", "igpo"),
+    "co_reward": Entry("co_reward", "co_reward"),
+    "csr": Entry("csr", "csr"),
 }
 
 # Other names a composition goes by; buildable, but no entry of the catalogue.
@@ -59,19 +63,25 @@ VARIANTS: dict[str, Entry] = {
     "pure_sum": Entry("pure", "pure_sum"),
     "rpr_calibrated": Entry("noisy_rpr", "rpr_calibrated"),
     "nover": Entry("likelihood", "nover"),
+    "co_rewarding_ii": Entry("co_reward", "co_rewarding_ii"),
+    "majority_vote": Entry("co_reward", "majority_vote"),
 }
 
 __all__ = [
     "SYSTEMS",
     "VARIANTS",
     "clip_delta",
+    "co_reward",
+    "co_rewarding_ii",
     "crm",
+    "csr",
     "dr_grpo",
     "gdpo",
     "grpo",
     "hybrid_multi_aspect",
     "igpo",
     "likelihood",
+    "majority_vote",
     "noisy_rpr",
     "nover",
     "outcome",

@@ -138,8 +138,13 @@ class ResumableTrainer(GRPOTrainer):
         if folder is not None:
             self.load_run_state(checkpoint.load_state(folder))
 
+    def own_sampler(self, dataset: Any) -> Any:
+        """A sampler in place of TRL's, with its `shuffle`, `generator` and `num_samples`; None = TRL's."""
+        return None
+
     def _get_train_sampler(self, dataset: Any = None) -> Any:
-        self._train_sampler = super()._get_train_sampler(dataset)
+        own = self.own_sampler(dataset)
+        self._train_sampler: Any = super()._get_train_sampler(dataset) if own is None else own
         return self._train_sampler
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ from guerdon.engines.trl.callbacks import StepHooks
 from guerdon.engines.trl.instruments import Instruments
 from guerdon.engines.trl.resumable import ResumableTrainer
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
+from guerdon.engines.trl.together import together_sampler
 from guerdon.errors import CapabilityError, ChainError
 from guerdon.rewards import Scores
 from guerdon.rollouts import Clock, Rollouts
@@ -115,6 +116,7 @@ class CreditTrainer(ResumableTrainer):
         self._objective_rows: tuple[Rollouts, Scores] | None = None
         self._warned: set[str] = set()
         self.instruments.attach(self)
+        together_sampler(self, None)  # refuses data and batch sizes in which rows that must meet cannot
         for monitor in self.monitors:
             if hasattr(monitor, "attach"):
                 monitor.attach(self)
@@ -232,6 +234,8 @@ class CreditTrainer(ResumableTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            self.hooks.learned(self.instruments.move(self.state.global_step + 1, self.state.max_steps or None))
         output = super()._generate_and_score_completions(inputs)
         assert self._scored is not None
         rollouts, scores, truth, reasons = self._scored
@@ -338,10 +342,14 @@ class CreditTrainer(ResumableTrainer):
     # -- what a checkpoint holds of a run, and its end ---------------------------------------------------------------------
 
     def run_state(self) -> dict[str, Any]:
-        return {"system": self.system.state_dict()}
+        return {"system": self.system.state_dict(), "models": self.instruments.state_dict()}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         self.system.load_state_dict(state["system"])
+        self.instruments.load_state_dict(state.get("models", {}))
+
+    def own_sampler(self, dataset: Any) -> Any:
+        return together_sampler(self, dataset)
 
     def _hand_back(self) -> None:
         self.run_log.close()
