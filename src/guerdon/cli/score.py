@@ -31,6 +31,7 @@ SIGNALS = {
     "reasoning_patterns": "ReasoningPatterns",
     "relative_perplexity": "RelativePerplexity",
     "conciseness": "Conciseness",
+    "last_token": "LastTokenScore",
 }
 
 

@@ -10,6 +10,7 @@
 | returns | `Accumulate`, `MinReturn`, `GAE`, `BlockedReturns` | `scan`, `turns` |
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
+| between advantages | `MixSelfReward` | `self_reward` |
 | penalties | `KLPenalty` | `kl` |
 | one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt` | `calibration` |
 | watching | `WatchSteps` | `monitor` |
@@ -43,7 +44,8 @@ from guerdon.credit.reference import (
 )
 from guerdon.credit.running import RunningMoments, RunningNorm, apply_moments, update_moments
 from guerdon.credit.scan import gae, reverse_linear_scan, suffix_min, suffix_sum
-from guerdon.credit.schedule import Anneal, Annealing
+from guerdon.credit.schedule import Anneal, Annealing, Onset
+from guerdon.credit.self_reward import MixSelfReward, self_reward_advantages
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
 from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Shape, Squash
 from guerdon.credit.turns import BlockedReturns, OnLastSpan, blocked_returns, early_advantages, on_last_span
@@ -79,10 +81,12 @@ __all__ = [
     "MinForm",
     "MinReturn",
     "Minus",
+    "MixSelfReward",
     "NormalizeThenSum",
     "On",
     "OnFailure",
     "OnLastSpan",
+    "Onset",
     "PerRewardNorm",
     "RunningMoments",
     "RunningNorm",
@@ -124,6 +128,7 @@ __all__ = [
     "place_on_whole",
     "relative_reward",
     "reverse_linear_scan",
+    "self_reward_advantages",
     "shaping_function",
     "shrink_scores",
     "squash",

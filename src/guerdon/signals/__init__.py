@@ -12,6 +12,7 @@ _HOMES = {
     "guerdon.signals.learned.prm": ("StepClassifier",),
     "guerdon.signals.learned.scalar": ("RewardModel",),
     "guerdon.signals.likelihood.information_gain": ("InformationGain",),
+    "guerdon.signals.likelihood.last_token": ("LastTokenScore",),
     "guerdon.signals.likelihood.relative_perplexity": ("RelativePerplexity",),
     "guerdon.signals.noise": ("Noisy",),
     "guerdon.signals.text": ("TextSignal", "text_signal"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from guerdon.systems.crm import crm
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
+    from guerdon.systems.laser import laser
     from guerdon.systems.likelihood import likelihood, nover
     from guerdon.systems.noisy_rpr import noisy_rpr, rpr_calibrated
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
@@ -42,6 +43,7 @@ SYSTEMS: dict[str, Entry] = {
     "rlpr": Entry("rlpr", "rlpr"),
     "likelihood": Entry("likelihood", "likelihood"),
     "sar": Entry("sar", "sar"),
+    "laser": Entry("laser", "laser"),
     "crm": Entry("crm", "crm"),
     "par": Entry("par", "par"),
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
@@ -71,6 +73,7 @@ __all__ = [
     "grpo",
     "hybrid_multi_aspect",
     "igpo",
+    "laser",
     "likelihood",
     "noisy_rpr",
     "nover",

@@ -1,0 +1,1 @@
+"""Rewards and choices from several rollouts of one prompt: votes, and what they agree on."""
