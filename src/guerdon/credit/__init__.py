@@ -13,7 +13,7 @@
 | between advantages | `MixSelfReward` | `self_reward` |
 | penalties | `KLPenalty` | `kl` |
 | one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt` | `calibration` |
-| watching | `WatchSteps` | `monitor` |
+| watching | `WatchSteps`, `WatchVerification`, `RewardIs` | `monitor`, `verification` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
 | references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
@@ -49,6 +49,7 @@ from guerdon.credit.self_reward import MixSelfReward, self_reward_advantages
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
 from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Shape, Squash
 from guerdon.credit.turns import BlockedReturns, OnLastSpan, blocked_returns, early_advantages, on_last_span
+from guerdon.credit.verification import RewardIs, WatchVerification, auroc, verification_metrics
 from guerdon.credit.weighting import WeightedAdvantages
 
 NormalizeThenSum = PerRewardNorm  # the name TRL gives it
@@ -88,6 +89,7 @@ __all__ = [
     "OnLastSpan",
     "Onset",
     "PerRewardNorm",
+    "RewardIs",
     "RunningMoments",
     "RunningNorm",
     "Scale",
@@ -99,9 +101,11 @@ __all__ = [
     "ToTokens",
     "WatchLength",
     "WatchSteps",
+    "WatchVerification",
     "WeightedAdvantages",
     "Whiten",
     "apply_moments",
+    "auroc",
     "blocked_returns",
     "calibrate_scores",
     "clip_scores",
@@ -137,6 +141,7 @@ __all__ = [
     "suffix_sum",
     "to_tokens",
     "update_moments",
+    "verification_metrics",
     "weighted_sum",
     "whiten",
 ]

@@ -39,7 +39,7 @@ def class_weights(correct: Tensor, counts: Tensor) -> Tensor:
 
 
 def self_reward_loss(
-    scores: Tensor, rewards: Tensor, counts: Tensor, weights: Tensor | None = None, rows: Tensor | int | None = None
+    scores: Tensor, rewards: Tensor, counts: Tensor, weights: Tensor | None = None, rows: float | None = None
 ) -> Tensor:
     """sum_i w_i 1[counts] (r_s - r_v)^2 / rows, 0-d.
 

@@ -21,10 +21,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from guerdon.credit import GroupNorm, MixSelfReward, OnFailure, Onset, ToTokens, self_reward_advantages
+from guerdon.credit import (
+    GroupNorm,
+    MixSelfReward,
+    OnFailure,
+    Onset,
+    RewardIs,
+    ToTokens,
+    WatchVerification,
+    self_reward_advantages,
+    verification_metrics,
+)
 from guerdon.errors import ConfigError
 from guerdon.objectives.self_reward import SelfRewardRegression, class_weights, self_reward_loss
-from guerdon.signals.agreement.vote import verification_metrics, weighted_vote
+from guerdon.signals.agreement.vote import weighted_vote
 from guerdon.signals.likelihood.last_token import Constant, LastTokenScore, after_the_end, last_token_score
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
@@ -72,6 +82,8 @@ def laser(
     chain: list[Any] = [
         OnFailure("source", sources=("self",)),
         OnFailure("row", sources=("answer",)),
+        WatchVerification("self", by="answer"),
+        RewardIs("answer"),
         GroupNorm("answer", eps=1e-6, singleton="raw"),
         MixSelfReward("answer", "self", mix, std_threshold, clip, second),
         ToTokens("answer", "whole"),
