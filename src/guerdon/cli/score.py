@@ -32,6 +32,7 @@ SIGNALS = {
     "relative_perplexity": "RelativePerplexity",
     "conciseness": "Conciseness",
     "last_token": "LastTokenScore",
+    "endogenous_reward": "EndogenousReward",
 }
 
 

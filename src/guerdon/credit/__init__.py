@@ -6,7 +6,7 @@
 | what | links | functions |
 | --- | --- | --- |
 | one source | `On` with `Clip`, `Delta`, `MinForm`, `Scale`, `Shape`, `Squash`, `Minus` | `shaping` |
-| placement | `ToTokens`, `MaskEnds`, `OnLastSpan` | `placement`, `turns` |
+| placement | `ToTokens`, `ToSequence`, `MaskEnds`, `OnLastSpan` | `placement`, `turns` |
 | returns | `Accumulate`, `MinReturn`, `GAE`, `BlockedReturns` | `scan`, `turns` |
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
@@ -32,7 +32,7 @@ from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per
 from guerdon.credit.length import LengthReward, WatchLength
 from guerdon.credit.monitor import WatchSteps, correlation
 from guerdon.credit.normalise import GroupNorm, PerRewardNorm, Whiten, group_normalise, normalise_then_sum, whiten
-from guerdon.credit.placement import MaskEnds, ToTokens, place_at_ends, place_on_whole, to_tokens
+from guerdon.credit.placement import MaskEnds, ToSequence, ToTokens, place_at_ends, place_on_whole, to_tokens
 from guerdon.credit.reference import (
     Ceil,
     CenterOn,
@@ -98,6 +98,7 @@ __all__ = [
     "Squash",
     "StdEMAFilter",
     "SwitchAt",
+    "ToSequence",
     "ToTokens",
     "WatchLength",
     "WatchSteps",

@@ -11,6 +11,7 @@ _HOMES = {
     "guerdon.signals.learned.conciseness": ("Conciseness",),
     "guerdon.signals.learned.prm": ("StepClassifier",),
     "guerdon.signals.learned.scalar": ("RewardModel",),
+    "guerdon.signals.likelihood.endogenous": ("EndogenousReward",),
     "guerdon.signals.likelihood.information_gain": ("InformationGain",),
     "guerdon.signals.likelihood.last_token": ("LastTokenScore",),
     "guerdon.signals.likelihood.relative_perplexity": ("RelativePerplexity",),

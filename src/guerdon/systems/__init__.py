@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
     from guerdon.systems.crm import crm
+    from guerdon.systems.endogenous import endogenous
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
     from guerdon.systems.laser import laser
@@ -44,6 +45,7 @@ SYSTEMS: dict[str, Entry] = {
     "likelihood": Entry("likelihood", "likelihood"),
     "sar": Entry("sar", "sar"),
     "laser": Entry("laser", "laser"),
+    "endogenous": Entry("endogenous", "endogenous"),
     "crm": Entry("crm", "crm"),
     "par": Entry("par", "par"),
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
@@ -69,6 +71,7 @@ __all__ = [
     "clip_delta",
     "crm",
     "dr_grpo",
+    "endogenous",
     "gdpo",
     "grpo",
     "hybrid_multi_aspect",
