@@ -31,7 +31,7 @@ class Plan:
     demos: int = 24
     temperature: float = 0.3
     epochs: int = 150
-    steps: int = 60
+    steps: int = 30
     prompts: int = 12
     group: int = 8
     lr: float = 1e-3
