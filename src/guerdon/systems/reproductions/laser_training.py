@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,7 +24,7 @@ from guerdon.systems.reproductions.laser_task import TOKEN, remarked_sums, remar
 from guerdon.tasks.base import Task
 from guerdon.tasks.tiny import TinyConfig
 
-GRPO, LASER, SELF_ONLY = "GRPO", "GRPO + LaSeR", "GRPO + score, no mixed advantages"
+GRPO, LASER = "GRPO", "GRPO + LaSeR"
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,11 @@ def answer_of(text: str) -> str | None:
     return last[1:] if last.startswith("#") and last[1:].isdigit() else None
 
 
-def sample(policy: Any, task: Task, plan: Plan, seed: int) -> tuple[Rollouts, list[float]]:
-    """`votes` x `voters` samples of every held-out prompt, each vote a group, and which are right."""
-    rows = list(task.held_out)[: 4 if plan == SMOKE else None]
+def sample(
+    policy: Any, task: Task, plan: Plan, seed: int, split: Literal["held_out", "train"] = "held_out"
+) -> tuple[Rollouts, list[float]]:
+    """`votes` x `voters` samples of every held-out prompt (or of as many training prompts), each vote a group, and which are right."""
+    rows = list(getattr(task, split))[: 4 if plan == SMOKE else len(task.held_out)]
     each = plan.votes * plan.voters
     made = policy.generate(
         [row["prompt"] for row in rows], n=each, max_new_tokens=plan.tokens, seed=seed, logprobs=True
