@@ -117,6 +117,11 @@ def test_calibration_is_the_mean_over_finished_rows_and_survives_a_checkpoint(lm
     assert made.calibration is not None and made.calibration.rows == 5
     made.update(tokens(lm), Scores({}, torch.ones(3)))
     assert made.calibration.rows == 5, "enough"
+    trained = signal(lm, constant="calibrate", trained_from=Onset(0))
+    with pytest.warns(UserWarning, match="beta="):
+        trained.update(tokens(lm, cut=(1,)), Scores({}, torch.ones(3)))
+    trained.update(tokens(lm), Scores({}, torch.ones(3)))
+    assert trained.calibration is not None and trained.calibration.rows == 2, "one batch, and none after training began"
     again = signal(lm, constant="calibrate")
     again.load_state_dict(made.state_dict())
     assert again.calibration == made.calibration

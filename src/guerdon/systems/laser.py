@@ -76,8 +76,10 @@ def laser(
         mix_after: further steps before the advantages are mixed. None = 200, or an eighth of a shorter run.
         calibration_rows: of the constant.
     """
-    score = LastTokenScore(constant=constant, beta=beta, token=token, calibration_rows=calibration_rows)
     first = Onset(warmup, usual=200, share=1 / 8)
+    score = LastTokenScore(
+        constant=constant, beta=beta, token=token, calibration_rows=calibration_rows, trained_from=first
+    )
     second = Onset(mix_after, usual=200, share=1 / 8, after=first)
     chain: list[Any] = [
         OnFailure("source", sources=("self",)),

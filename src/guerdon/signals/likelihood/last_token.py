@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from guerdon.credit.schedule import Onset
 from guerdon.errors import ConfigError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
@@ -116,7 +117,9 @@ class LastTokenScore(Bound):
             the model of the role "reference", row by row. Outside training "calibrate" has no number before `calibrate` was called.
         beta: the KL coefficient of the verification problem; 1 / beta is the distance between right and wrong in nats.
         token: z, see `reserved_token`.
-        calibration_rows: rows the constant is a mean of.
+        calibration_rows: rows the constant is a mean of, at least.
+        trained_from: when the regression on the score starts. From then on rows are no measure of the untrained log-probability: the
+            calibration ends there, except that it takes one batch in any case. None = the regression is not watched.
     """
 
     scope = "row"
@@ -130,6 +133,7 @@ class LastTokenScore(Bound):
         beta: float = 0.1,
         token: str | int | None = None,
         calibration_rows: int = 256,
+        trained_from: Onset | None = None,
     ) -> None:
         super().__init__()
         if isinstance(constant, str) and constant not in ("calibrate", "reference"):
@@ -141,6 +145,7 @@ class LastTokenScore(Bound):
         if not beta > 0 or calibration_rows < 1:
             raise ConfigError(f"beta={beta} must be positive and calibration_rows={calibration_rows} at least 1")
         self.constant, self.beta, self.token, self.calibration_rows = constant, beta, token, calibration_rows
+        self.trained_from = trained_from
         self.roles = ("policy", "reference") if constant == "reference" else ("policy",)
         self.update_at = "before_scoring" if constant == "calibrate" else None
         self._seen = (0, 0.0, 0.0)  # rows, sum, sum of squares
@@ -239,7 +244,9 @@ class LastTokenScore(Bound):
     def update(self, rollouts: Rollouts, scores: Scores) -> dict[str, float]:
         """Before the first generations are scored: measure the constant. Says so where z is not improbable enough."""
         rows = self._seen[0]
-        if rows < self.calibration_rows and len(self.sequences(rollouts)[0]):
+        untrained = self.trained_from is None or not self.trained_from.reached(rollouts.clock)
+        wanted = not rows or (rows < self.calibration_rows and untrained)
+        if wanted and len(self.sequences(rollouts)[0]):
             known = self.calibrate(rollouts)
             if not rows and known.constant + 1 / self.beta > math.log(Z_LIMIT):
                 least = 1 / (math.log(Z_LIMIT) - known.constant) if known.constant < math.log(Z_LIMIT) else math.inf
