@@ -438,3 +438,38 @@ def test_objectives_refuse_what_they_cannot_do(lm: Any) -> None:
         SelfRewardRegression(signal(lm), divide="tokens")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="coefficient="):
         SelfRewardRegression(signal(lm), coefficient=-1.0)
+
+
+def test_it_trains_from_the_command_line_and_scores_files(policy: str, tmp_path: Any) -> None:
+    pytest.importorskip("trl")
+    import json
+
+    from typer.testing import CliRunner
+
+    from guerdon.cli.main import app
+    from guerdon.lm import LocalModel
+
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i}+{i}=", "answer": str(2 * i)}) + "\n" for i in range(12)))
+    run = CliRunner().invoke(
+        app,
+        ["train", "--system", "laser:token=96,beta=0.5", "--task", f"{data},verifier=exact", "--model", policy,
+         "--steps", "2", "--out", str(tmp_path / "run"), "--group-size", "2", "--set", "prompts_per_step=4", "--set",
+         "eval_prompts=2", "--set", "max_completion_length=30", "--quiet"],
+    )  # fmt: skip
+    assert run.exit_code == 0, run.output + str(run.exception)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and {"answer", "self"} <= lines[0]["components"].keys() and "self/f1" in lines[0]["chain"]
+    assert lines[0]["reward"] == lines[0]["components"]["answer"]["mean"]
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text(
+        "".join(json.dumps({"prompt": p, "completion": t}) + "\n" for p, t in zip(PROMPTS, TEXTS, strict=True))
+    )
+    command = ["score", str(source), str(target), "--model", policy, "--quiet", "--reward"]
+    refused = CliRunner().invoke(app, [*command, "last_token:token=96"])
+    assert refused.exit_code and "needs constant" in str(refused.exception)
+    scored = CliRunner().invoke(app, [*command, "last_token:token=96,constant=-5.0"])
+    assert scored.exit_code == 0, scored.output + str(scored.exception)
+    model = LocalModel(policy)
+    found = [json.loads(line)["reward"] for line in target.read_text().splitlines()]
+    assert found == pytest.approx([0.1 * (alone(model, row) + 5.0) for row in range(3)], abs=1e-5)
