@@ -16,7 +16,7 @@ import torch
 from guerdon.signals.likelihood.last_token import LastTokenScore, log_partition
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions import laser_balance as balance
-from guerdon.systems.reproductions.laser_task import REMARK, SLIP, TOKEN, remarked_sums
+from guerdon.systems.reproductions.laser_task import REMARK, SLIP, remarked_sums
 from guerdon.systems.reproductions.laser_training import (
     GRPO,
     LASER,
@@ -68,7 +68,7 @@ def reproduce(budget: Budget) -> Reproduction:
             f"Table: mean [least, greatest] over seeds, after {plan.steps} steps of {plan.prompts} prompts x {plan.group} rollouts; all numbers on "
             f"{len(remarked_sums().held_out)} held-out prompts, {plan.votes} votes of {plan.voters} samples each. All arms and seeds start from one "
             "warm-started policy; seeds differ in prompts and samples.",
-            f"The policy's lines slip by one with probability {SLIP:.2f}, and before a line stands a remark of random letters with probability "
+            f"The policy's lines slip by five with probability {SLIP:.2f}, and before a line stands a remark of random letters with probability "
             f"{REMARK}: a right solution is hardly more probable than a wrong one. On the built-in policy of the task 'sums' the mean log-probability "
             "alone has an AUC of 0.96 (slips there are improbable), and no score could be better by much.",
             f"A run has {plan.steps} steps here and about 1600 in the paper, so the squared error weighs {plan.coefficient} instead of 0.1; beta 0.1, mix 0.1 "
@@ -109,7 +109,7 @@ def _start_claim(policy: str, plan: Plan) -> Claim:
     from guerdon.lm import LocalModel
 
     model = LocalModel(policy)
-    signal = LastTokenScore(constant="calibrate", token=TOKEN)
+    signal = LastTokenScore(constant="calibrate", beta=plan.beta)
     signal.bind("policy", model)
     rollouts, _ = sample(model, remarked_sums(), plan, 77)
     finished = rollouts.finished
@@ -179,7 +179,7 @@ def _balance_claim(budget: Budget, policy: str, plan: Plan) -> Claim:
                 found[on].append(json.loads(file.read_text())["f1"])
                 continue
             budget.say(f"seed {seed}: nine right to one wrong, {'with' if on else 'without'} class weights")
-            f1 = balance.f1_after_regression(policy, pool, correct, held_out, small, seed, balance=on, token=TOKEN)
+            f1 = balance.f1_after_regression(policy, pool, correct, held_out, small, seed, balance=on, beta=plan.beta)
             if file is not None:
                 file.write_text(json.dumps({"asked": asked, "f1": f1}))
             found[on].append(f1)

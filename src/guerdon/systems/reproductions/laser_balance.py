@@ -38,7 +38,7 @@ def f1_after_regression(
     seed: int,
     *,
     balance: bool,
-    token: str,
+    beta: float,
 ) -> float:
     """Train the score of the policy at `path` by the regression alone; returns its verification f1 on the held-out rollouts.
 
@@ -49,7 +49,7 @@ def f1_after_regression(
     from guerdon.lm import LocalModel
 
     model = LocalModel(path)
-    signal = LastTokenScore(constant="calibrate", token=token)
+    signal = LastTokenScore(constant="calibrate", beta=beta)
     objective = SelfRewardRegression(signal, coefficient=1.0, balance=balance)
     for part in (signal, objective):
         part.bind("policy", model)

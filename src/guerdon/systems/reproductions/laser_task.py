@@ -1,9 +1,13 @@
 """Sums with remarks: a policy that slips often and talks in between, so that its wrong solutions are no less probable than its right ones.
 
 The prompts and the verifier are the built-in task's ("sums", four operands). The demonstrations differ: every line states a total that is
-one too large one time in six, and before every second line stands a remark of three random letters, which says nothing and costs more
+five too large one time in four, and before every second line stands a remark of three random letters, which says nothing and costs more
 probability than a slip does. The mean log-probability of such a solution is a poor guide to whether it is right, as wording makes it for
 language models.
+
+A policy cannot be taught in a few dozen steps to check what it has never seen checked. Language models have read marked work; so has this
+one: half of the later demonstrations begin with a question mark, and in these every line is followed by y or n. The prompts of the task have
+no question mark, and solutions no marks.
 """
 
 from __future__ import annotations
@@ -11,9 +15,7 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from guerdon.tasks.cache import cached_artifact
 from guerdon.tasks.tiny import TinyConfig
 
 TERMS = (4, 4)
-SLIP, REMARK = 1 / 6, 0.5
-TOKEN = "|"  # never written; after the end of a text its log-probability spreads least of the improbable ones
+SLIP, REMARK = 0.25, 0.5
+OFF = 5  # by how much a slip is too large; always the same, so that a slip is one token away and as likely as a habit
+MARKED = "?"  # what a prompt of marked work begins with
 SHAPE = TinyConfig(hidden=96, layers=3, heads=4, intermediate=256)
 
 
@@ -36,34 +39,36 @@ def remarked_sums() -> Task:
     return sums(terms=TERMS, train_size=440, held_out_size=110)
 
 
-def demonstration(rng: random.Random, slip: float) -> tuple[str, str]:
-    """A training prompt and a solution whose lines slip with probability `slip` each."""
+def demonstration(rng: random.Random, slip: float, marked: bool = False) -> tuple[str, str]:
+    """A training prompt and a solution whose lines slip with probability `slip` each; `marked` = with y or n after each line."""
     while True:
         operands = arithmetic.sample_operands(rng, TERMS)
         prompt = arithmetic.make_prompt(operands)
         if not arithmetic.is_held_out(prompt):
-            return prompt, "\n".join(_lines(operands, slip, rng))
+            return (MARKED if marked else "") + prompt, "\n".join(_lines(operands, slip, marked, rng))
 
 
-def _lines(operands: list[int], slip: float, rng: random.Random) -> list[str]:
+def _lines(operands: list[int], slip: float, marked: bool, rng: random.Random) -> list[str]:
     lines: list[str] = []
     value = operands[0]
     for letter, operand in zip(LETTERS[1:], operands[1:], strict=False):
         lines += _remark(rng)
-        total = value + operand + int(rng.random() < slip)
-        lines.append(f"{value}+{letter}{operand}={total}")
+        slipped = rng.random() < slip
+        total = value + operand + OFF * int(slipped)
+        lines.append(f"{value}+{letter}{operand}={total}" + ("ny"[not slipped] if marked else ""))
         value = total
-    return [*lines, *_remark(rng), f"#{value}"]
+    right = value == sum(operands)
+    return [*lines, *_remark(rng), f"#{value}" + ("ny"[right] if marked else "")]
 
 
 def _remark(rng: random.Random) -> list[str]:
     return ["(" + "".join(rng.choices("klmnopqrstuvwxyz", k=3)) + ")"] if rng.random() < REMARK else []
 
 
-def remarking_policy(steps: int = 700, seed: int = 0, config: TinyConfig | None = None) -> str:
-    """Path of the warm-started policy, trained on first use (about two minutes on one thread) and cached."""
+def remarking_policy(steps: int = 900, seed: int = 0, config: TinyConfig | None = None) -> str:
+    """Path of the warm-started policy, trained on first use (about three minutes on one thread) and cached."""
     config = config or SHAPE
-    settings = {"seed": seed, "steps": steps, "model": asdict(config), "slip": SLIP, "remark": REMARK}
+    settings = {"seed": seed, "steps": steps, "model": asdict(config), "slip": SLIP, "remark": REMARK, "marked": MARKED, "off": OFF}
 
     def build(directory: Path) -> None:
         tokenizer = tiny.char_tokenizer()
@@ -78,14 +83,18 @@ def remarking_policy(steps: int = 700, seed: int = 0, config: TinyConfig | None 
 
 
 def _warm_start(model: Any, tokenizer: Any, seed: int, steps: int) -> list[float]:
-    """Supervised learning; the first three fifths without slips, which make the arithmetic slow to learn."""
+    """Supervised learning; the first two fifths without slips and marks: slips make the arithmetic slow to learn."""
     rng = random.Random(seed)
     schedule = tiny.Schedule(3e-3, steps, 30)
     optimizer = tiny.adamw(model.parameters(), 3e-3, 0.01)
     losses: list[float] = []
     model.train()
     for step in tiny.progress(steps, "warm-starting the remarking policy"):
-        draw: Callable[[], tuple[str, str]] = partial(demonstration, rng, SLIP if step >= 0.6 * steps else 0.0)
+        late = step >= 0.4 * steps
+
+        def draw(late: bool = late) -> tuple[str, str]:
+            return demonstration(rng, SLIP if late else 0.0, marked=late and rng.random() < 0.5)
+
         packed = tiny.pack_rows(tokenizer, draw, 8, 192)
         schedule.apply(optimizer, step)
         logits = model(

@@ -20,7 +20,7 @@ from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.laser import laser
 from guerdon.systems.outcome import grpo
-from guerdon.systems.reproductions.laser_task import TOKEN, remarked_sums, remarking_policy
+from guerdon.systems.reproductions.laser_task import remarked_sums, remarking_policy
 from guerdon.tasks.base import Task
 from guerdon.tasks.tiny import TinyConfig
 
@@ -40,6 +40,7 @@ class Plan:
     voters: int = 8
     tokens: int = 72
     coefficient: float = 1.0
+    beta: float = 0.08
 
 
 SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, votes=1, voters=2, tokens=24)
@@ -47,7 +48,7 @@ SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, votes=1, voters=2, tokens=24
 
 def systems(plan: Plan) -> dict[str, Callable[[Any], System]]:
     """The arms. The score's loss is weighed by `plan.coefficient` in place of 0.1: a run has few steps here, the paper's 1600."""
-    options: dict[str, Any] = {"token": TOKEN, "coefficient": plan.coefficient}
+    options: dict[str, Any] = {"beta": plan.beta, "coefficient": plan.coefficient}
     return {
         GRPO: lambda verifier: grpo(verifier=verifier, eps=1e-6),
         LASER: lambda verifier: laser(verifier=verifier, **options),
