@@ -20,7 +20,7 @@ from guerdon.signals.likelihood.last_token import LastTokenScore
 class Balance:
     """steps updates on batches of `right` + `wrong` rollouts of training prompts; f1 on held-out ones."""
 
-    steps: int = 60
+    steps: int = 40
     right: int = 54
     wrong: int = 6
     lr: float = 3e-4
