@@ -31,6 +31,8 @@ SIGNALS = {
     "reasoning_patterns": "ReasoningPatterns",
     "relative_perplexity": "RelativePerplexity",
     "conciseness": "Conciseness",
+    "last_token": "LastTokenScore",
+    "endogenous_reward": "EndogenousReward",
 }
 
 

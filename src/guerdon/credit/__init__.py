@@ -6,13 +6,14 @@
 | what | links | functions |
 | --- | --- | --- |
 | one source | `On` with `Clip`, `Delta`, `MinForm`, `Scale`, `Shape`, `Squash`, `Minus` | `shaping` |
-| placement | `ToTokens`, `MaskEnds`, `OnLastSpan` | `placement`, `turns` |
+| placement | `ToTokens`, `ToSequence`, `MaskEnds`, `OnLastSpan` | `placement`, `turns` |
 | returns | `Accumulate`, `MinReturn`, `GAE`, `BlockedReturns` | `scan`, `turns` |
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
+| between advantages | `MixSelfReward` | `self_reward` |
 | penalties | `KLPenalty` | `kl` |
 | one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt`; `ByOutcome` | `calibration`, `by_outcome` |
-| watching | `WatchSteps`; `WatchCalibration` | `monitor`, `confidence` |
+| watching | `WatchSteps`; `WatchCalibration`; `WatchVerification`, `RewardIs` | `monitor`, `confidence`, `verification` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
 | references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
@@ -33,7 +34,7 @@ from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per
 from guerdon.credit.length import LengthReward, WatchLength
 from guerdon.credit.monitor import WatchSteps, correlation
 from guerdon.credit.normalise import GroupNorm, PerRewardNorm, Whiten, group_normalise, normalise_then_sum, whiten
-from guerdon.credit.placement import MaskEnds, ToTokens, place_at_ends, place_on_whole, to_tokens
+from guerdon.credit.placement import MaskEnds, ToSequence, ToTokens, place_at_ends, place_on_whole, to_tokens
 from guerdon.credit.reference import (
     Ceil,
     CenterOn,
@@ -45,10 +46,12 @@ from guerdon.credit.reference import (
 )
 from guerdon.credit.running import RunningMoments, RunningNorm, apply_moments, update_moments
 from guerdon.credit.scan import gae, reverse_linear_scan, suffix_min, suffix_sum
-from guerdon.credit.schedule import Anneal, Annealing
+from guerdon.credit.schedule import Anneal, Annealing, Onset
+from guerdon.credit.self_reward import MixSelfReward, self_reward_advantages
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
 from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Shape, Squash
 from guerdon.credit.turns import BlockedReturns, OnLastSpan, blocked_returns, early_advantages, on_last_span
+from guerdon.credit.verification import RewardIs, WatchVerification, verification_metrics
 from guerdon.credit.weighting import WeightedAdvantages
 
 NormalizeThenSum = PerRewardNorm  # the name TRL gives it
@@ -82,11 +85,14 @@ __all__ = [
     "MinForm",
     "MinReturn",
     "Minus",
+    "MixSelfReward",
     "NormalizeThenSum",
     "On",
     "OnFailure",
     "OnLastSpan",
+    "Onset",
     "PerRewardNorm",
+    "RewardIs",
     "RunningMoments",
     "RunningNorm",
     "Scale",
@@ -95,10 +101,12 @@ __all__ = [
     "Squash",
     "StdEMAFilter",
     "SwitchAt",
+    "ToSequence",
     "ToTokens",
     "WatchCalibration",
     "WatchLength",
     "WatchSteps",
+    "WatchVerification",
     "WeightedAdvantages",
     "Whiten",
     "apply_moments",
@@ -132,6 +140,7 @@ __all__ = [
     "place_on_whole",
     "relative_reward",
     "reverse_linear_scan",
+    "self_reward_advantages",
     "shaping_function",
     "shrink_scores",
     "signed_by_outcome",
@@ -141,6 +150,7 @@ __all__ = [
     "suffix_sum",
     "to_tokens",
     "update_moments",
+    "verification_metrics",
     "weighted_sum",
     "whiten",
 ]

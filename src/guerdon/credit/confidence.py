@@ -5,6 +5,7 @@ Confidences from K samples are multiples of 1/K, so the rule for bin edges matte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,10 +35,15 @@ def expected_calibration_error(confidences: Tensor, correct: Tensor, n_bins: int
     return float(gap.abs().sum() / len(confidences))
 
 
-def auroc(confidences: Tensor, correct: Tensor) -> float:
-    """P(a right answer has more confidence than a wrong one), ties one half; NaN where one kind is missing. Arguments as for ECE."""
+def auroc(confidences: Tensor | Sequence[float], correct: Tensor | Sequence[float | bool]) -> float:
+    """P(a right answer has more confidence than a wrong one), ties one half; NaN where one kind is missing.
+
+    Args:
+        confidences: [N] any finite scores.
+        correct: [N], right above one half.
+    """
     confidences, correct = _pair(confidences, correct)
-    right, wrong = confidences[correct > 0], confidences[correct <= 0].sort().values
+    right, wrong = confidences[correct > 0.5], confidences[correct <= 0.5].sort().values
     if not len(right) or not len(wrong):
         return float("nan")
     below, up_to = torch.searchsorted(wrong, right), torch.searchsorted(wrong, right, right=True)
@@ -50,7 +56,7 @@ def brier_score(confidences: Tensor, correct: Tensor) -> float:
     return float(((confidences - correct) ** 2).mean())
 
 
-def _pair(confidences: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+def _pair(confidences: Tensor | Sequence[float], correct: Tensor | Sequence[float | bool]) -> tuple[Tensor, Tensor]:
     first, second = torch.as_tensor(confidences).double().reshape(-1), torch.as_tensor(correct).double().reshape(-1)
     if first.shape != second.shape:
         raise ShapeError(f"{len(first)} confidences for {len(second)} answers")

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from guerdon.systems.co_reward import co_reward, co_rewarding_ii, majority_vote
     from guerdon.systems.crm import crm
     from guerdon.systems.csr import csr
+    from guerdon.systems.endogenous import endogenous
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
+    from guerdon.systems.laser import laser
     from guerdon.systems.likelihood import likelihood, nover
     from guerdon.systems.noisy_rpr import noisy_rpr, rpr_calibrated
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
@@ -44,6 +46,8 @@ SYSTEMS: dict[str, Entry] = {
     "rlpr": Entry("rlpr", "rlpr"),
     "likelihood": Entry("likelihood", "likelihood"),
     "sar": Entry("sar", "sar"),
+    "laser": Entry("laser", "laser"),
+    "endogenous": Entry("endogenous", "endogenous"),
     "crm": Entry("crm", "crm"),
     "par": Entry("par", "par"),
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
@@ -76,10 +80,12 @@ __all__ = [
     "crm",
     "csr",
     "dr_grpo",
+    "endogenous",
     "gdpo",
     "grpo",
     "hybrid_multi_aspect",
     "igpo",
+    "laser",
     "likelihood",
     "majority_vote",
     "noisy_rpr",

@@ -321,7 +321,9 @@ class CreditTrainer(ResumableTrainer):
             generation_steps=self.args.steps_per_generation,
             max_completion_length=self.max_completion_length or 1,
         )
-        part = B.ObjectiveBatch(rollouts.select(rows), rewards, scores.keep[rows], inputs, self.temperature, scale)
+        part = B.ObjectiveBatch(
+            rollouts.select(rows), rewards, scores.keep[rows], inputs, self.temperature, scale, (rollouts, scores)
+        )
         models = {**self.instruments.by_role, "policy": model}
         for objective in self.system.objectives:
             extra, metrics = objective(models, part)
