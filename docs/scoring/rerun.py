@@ -1,8 +1,7 @@
 """Run the commands of scoring.md and put what they print under them: `python docs/scoring/rerun.py`.
 
-A command is a line that begins with "$ " in a `console` block; what follows it in the block is its output. They run in this
-folder, with results in a folder that is thrown away. The endpoint is a stand-in on this machine: the tests' server, which
-speaks the completions protocol with the weights of `smollm2`; on its port + 1 stands one that only chats.
+A command is a line that begins with "$ " in a `console` block; what follows it in the block is its output. They run in a copy of
+this folder that is thrown away.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "scoring.md"
-PORT = 8000
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 
 
@@ -37,19 +35,7 @@ def rerun(block: str, folder: Path) -> str:
     return "".join(f"{line}\n{output_of(line[2:], folder)}" for line in commands)
 
 
-def serve() -> None:
-    """The stand-ins, until the process ends."""
-    sys.path.insert(0, str(HERE.parents[1] / "tests" / "lm"))
-    from local_server import Scores, Server, status
-
-    from guerdon.lm import load_model
-
-    Server(PORT).script = Scores(*load_model("smollm2"))
-    Server(PORT + 1).script = lambda body, nth: status(404, "there are only chat completions here")
-
-
 def main() -> None:
-    serve()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(HERE / "rollouts.jsonl", folder)
