@@ -71,10 +71,17 @@ class Model:
         """Whether an engine changes it during training, from the policy."""
         return self.refresh == "ema" or self.refresh.startswith("every:")
 
-    def rate_at(self, step: int, total: int | None) -> float:
-        """The policy's weight before the generation of optimiser step `step` (from 1): 1 = copied, 0 = left as it is."""
+    def rate_at(self, step: int, total: int | None, since: int | None = None) -> float:
+        """The policy's weight before the generation of optimiser step `step` (from 1): 1 = copied, 0 = left as it is.
+
+        Args:
+            step: of this generation.
+            total: planned steps, or None.
+            since: the step of the generation before (0 = there was none): generations may be several steps apart. None = `step` - 1.
+        """
         if self.refresh.startswith("every:"):
-            return float((step - 1) % int(self.refresh.partition(":")[2]) == 0)
+            every, before = int(self.refresh.partition(":")[2]), step - 1 if since is None else since
+            return float((step - 1) // every > (before - 1) // every)
         return float(self.rate(step, total) if callable(self.rate) else self.rate)
 
 

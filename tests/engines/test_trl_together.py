@@ -168,6 +168,8 @@ def test_ema_rates() -> None:
     with pytest.raises(ChainError, match="at least 1"):
         Model("policy", "every:0")
     assert [Model("policy", "every:2").rate_at(step, None) for step in (1, 2, 3)] == [1.0, 0.0, 1.0]
+    every = Model("policy", "every:3")  # generations two steps apart: steps 1, 4 and 7 fall on 1, 5 and 7
+    assert [every.rate_at(step, None, step - 2 if step > 1 else 0) for step in (1, 3, 5, 7)] == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_a_rate_of_0_keeps_the_teacher_and_1_makes_it_the_policy() -> None:

@@ -48,7 +48,7 @@ class Moving:
         """Move it before the generation of optimiser step `step` (from 1), once; returns the policy's weight."""
         if step <= self.step:
             return None
-        rate, self.step = self.model.rate_at(step, total), step
+        rate, self.step = self.model.rate_at(step, total, self.step), step
         if rate:
             names = list(self.slow)
             ema_update_(
