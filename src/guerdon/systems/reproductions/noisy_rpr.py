@@ -23,7 +23,7 @@ from guerdon.signals.verifiable.patterns import RM_PHRASES, reasoning_pattern_re
 from guerdon.systems import noisy_rpr
 from guerdon.systems.noisy_rpr import rpr_calibrated
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
-from guerdon.systems.reproductions.choices import Choices, Learned, learn
+from guerdon.systems.reproductions.choices import Choices, Learned, Remembered, learn
 from guerdon.systems.reproductions.helpful_pairs import (
     THINGS,
     Checkpoint,
@@ -65,7 +65,8 @@ def sums_world(seed: int, number: int) -> Choices:
 
 def run_noise(p: float, unit: Any, seed: int, updates: int, number: int) -> Learned:
     """One run; every arm of a seed has the same questions and samples with the same generator."""
-    system = noisy_rpr(verifier=Numeric(), flip_prob=p, unit=unit, answer="last_number")
+    system = noisy_rpr(verifier=Remembered(Numeric()), flip_prob=p, unit=unit, answer="last_number")
+    system.signals["rpr"] = Remembered(system.signals["rpr"])
     return learn(system, sums_world(seed, number), seed=seed, updates=updates, group=4, lr=0.3)
 
 
@@ -144,6 +145,7 @@ def run_open(arm: str, opened: Open, seed: int, updates: int) -> tuple[Learned, 
         system = noisy_rpr(verifier=None, reward="rpr", answer=tags, phrase_set="rm")
     else:
         system = rpr_calibrated(rm=opened.rm, calibrate=arm == "calibrated")
+    system.signals.update({name: Remembered(signal) for name, signal in system.signals.items()})
     run = learn(system, opened.world, seed=seed, updates=updates, group=8, lr=2.0)
     assert opened.world.lengths is not None
     return run, float((run.policy * opened.world.lengths).sum(1).mean())
