@@ -144,11 +144,20 @@ def test_noisy_demonstrations_fail_about_half_the_time_and_keep_to_the_turns() -
     assert 0.4 < right / 400 < 0.65
 
 
-def test_tags_are_single_tokens_and_text_comes_back() -> None:
+def test_tags_and_relations_are_single_tokens_names_are_two_and_text_comes_back() -> None:
     tokenizer = search_tokenizer()
-    text = "home of star of gita?\n" + "".join(TAGS) + "a b"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert len(ids) == 22 + len(TAGS) + 3 and tokenizer.decode(ids) == text
+
+    def pieces(text: str) -> list[str]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        return [tokenizer.decode([i]) for i in ids]
+
+    call = "<tool_call>gita star</tool_call>"
+    assert pieces(call) == ["<tool_call>", "gi", "ta", " star", "</tool_call>"]
+    assert pieces("".join(TAGS)) == list(TAGS)
+    for name in make_world(random.Random(1), 40).layers[2]:
+        assert pieces(f"<answer>{name}</answer>") == ["<answer>", name[:2], name[2:], "</answer>"]
+    assert pieces("home of star of gita?\n")[-5:] == [" ", "gi", "ta", "?", "\n"]
 
 
 def test_igpo_gets_the_answer_head_of_the_task() -> None:
