@@ -36,7 +36,7 @@ from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
 
 FLIPS = (0.0, 0.2, 0.4, 0.5)
 MISSES = 0.35
-CAP = 500
+CAP = 50
 LEVELS = (0.65, 0.75, 0.85)
 CALIBRATION = {
     "raw": "reward model alone",
@@ -126,7 +126,7 @@ def open_world(seed: int, number: int, options: int = 8, endless: int = 2) -> Op
             think = _thinking(rng, phrases)
             patterns[q, k] = reasoning_pattern_reward(think, "rm")
             row.append(f"<think>{think}</think><answer>{answer}</answer>")
-            lengths[q, k] = 60 + 20 * phrases
+            lengths[q, k] = 6 + 2 * phrases
         texts.append([*row, *(f"<think>{_thinking(rng, 24)}" for _ in range(endless))])
     both = torch.stack([quality[:, :options].flatten(), patterns.flatten()])
     world = Choices([f"question {q}" for q in range(number)], texts, quality, lengths, finished)
@@ -228,7 +228,7 @@ def _notes(worlds: list[Open], checkpoints: list[list[Checkpoint]]) -> list[str]
         "Mean [least, greatest] over seeds. Every arm on sums has the same number of updates: flips shrink the expected gradient by "
         "1 - 2p, so p = 0.4 needs five times as many as p = 0, and the figure shows it.",
         f"The stub reward model misses {over_seeds([w.missed for w in worlds])} of the good answers; RPR's correlation with quality is "
-        f"{over_seeds([w.correlation for w in worlds])}. Its answers are of lengths that grow with their phrases, {CAP} tokens is the cap.",
+        f"{over_seeds([w.correlation for w in worlds])}. Its answers are of lengths that grow with their phrases, {CAP} tokens, each of which stands for ten of a real text, is the cap.",
         "RPR alone counts phrases whether an answer follows or not. Where an answer is required it stops short of the cap and is as good as "
         "phrases predict quality, which is what this world was made with.",
     ]
