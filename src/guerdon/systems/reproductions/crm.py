@@ -37,7 +37,7 @@ from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
 
 CHANCES = (0.1, 0.3, 0.7)
 TRAINED_SEEDS = 3
-PLAN = replace(Plan(), samples=1024, every=40)
+PLAN = replace(Plan(), every=40)
 Solution = tuple[str, str]  # question, text
 
 

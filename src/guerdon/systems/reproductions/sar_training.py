@@ -41,7 +41,7 @@ class Plan:
     group: int = 6
     lr: float = 2e-4
     every: int = 20
-    samples: int = 2048
+    samples: int = 1024
     tokens: int = 96
 
 
