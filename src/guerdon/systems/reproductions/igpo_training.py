@@ -34,7 +34,7 @@ class Plan:
     group: int = 8
     lr: float = 2e-4
     warmup: int = 5
-    every: int = 10
+    every: int = 20
     samples: int = 256
     hops: tuple[int, int] = (2, 3)
 
