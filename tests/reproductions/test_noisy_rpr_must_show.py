@@ -41,6 +41,8 @@ def test_noise_slows_and_half_of_it_stops() -> None:
     assert clean.quality() > 0.9 and noisy.quality() > 0.7
     assert noisy.curve[len(noisy.curve) // 4].mean() < clean.curve[len(clean.curve) // 4].mean()
     assert abs(half.gain()) < 0.15 and each.quality() > half.quality() + 0.1
+    even = run_noise(0.5, "question", 7, 100, 64, even=True)
+    assert even.curve[0].tolist() == pytest.approx([0.5] * 64) and abs(even.gain()) < 0.1
     assert torch.equal(run_noise(0.2, "question", 7, 5, 6).policy, run_noise(0.2, "question", 7, 5, 6).policy)
 
 
