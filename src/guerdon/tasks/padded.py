@@ -1,8 +1,8 @@
 """An over-long solver of the task "sums": a tiny policy that is nearly always right and wastes half of its words.
 
 It has seen sums solved tersely and sums solved with filler between the lines, so that being shorter costs nothing and filler changes
-nothing about the answer; it is trained until that is so, since a policy that slips more often behind filler would unlearn it for the sake of
-the answer alone. One demonstration in five stands after an empty question (`NO_QUESTION`): the policy can say how probable a solution is
+nothing about the answer; it is trained for long enough that this nearly holds for the policy too, since one that slips more often behind
+filler unlearns it for the sake of the answer alone. One demonstration in five stands after an empty question (`NO_QUESTION`): the policy can say how probable a solution is
 when nobody knows the question, as language models can, which have read texts without their questions.
 
     guerdon train --system 'sar:questionless="=?\\n"' --task sums,terms=3-3 --model "$(python -m guerdon.tasks.padded)"
