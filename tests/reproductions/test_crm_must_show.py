@@ -57,8 +57,10 @@ def test_ties_are_half_and_missing_scores_count_against() -> None:
 def test_the_reproduction_runs_and_is_recorded(tmp_path: Path) -> None:
     from guerdon.systems.reproductions.crm import reproduce
 
+    pytest.importorskip("trl")
     said: list[str] = []
-    result = reproduce(Budget(smoke=True, say=said.append))
+    result = reproduce(Budget(smoke=True, folder=tmp_path / "runs", say=said.append))
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 6
     assert list(result.seeds) == [0, 1] and said and len({tuple(row) for row in result.table}) == 1
     for curve in result.curves.values():
         assert [len(line) for line in curve["y"]] == [len(curve["x"])] * 2

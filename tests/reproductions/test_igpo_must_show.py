@@ -250,7 +250,8 @@ def test_the_reproduction_runs_to_its_record(tmp_path: Path, monkeypatch: pytest
     from guerdon.systems.reproductions.igpo import reproduce
 
     monkeypatch.setenv("GUERDON_CACHE", str(tmp_path / "cache"))
-    result = reproduce(Budget(smoke=True))
-    assert len(result.claims) == 4 and len(result.table) == 6 and list(result.seeds) == [0, 1]
+    result = reproduce(Budget(smoke=True, folder=tmp_path / "runs"))
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 4, "the trained runs are kept"
+    assert len(result.claims) == 6 and len(result.table) == 8 and list(result.seeds) == [0, 1]
     record = json.loads(save(result, tmp_path, command="", seconds=1.0, versions={}).read_text())
     assert record["figure"] == "igpo.svg" and (tmp_path / "igpo.svg").exists()

@@ -144,16 +144,20 @@ def test_noisy_demonstrations_fail_about_half_the_time_and_keep_to_the_turns() -
     assert 0.4 < right / 400 < 0.65
 
 
-def test_tags_and_syllables_are_single_tokens_and_text_comes_back() -> None:
+def test_tags_and_relations_are_single_tokens_names_are_two_and_text_comes_back() -> None:
     tokenizer = search_tokenizer()
 
     def pieces(text: str) -> list[str]:
-        return [tokenizer.decode([i]) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids) == text
+        return [tokenizer.decode([i]) for i in ids]
 
-    assert pieces(" star of gita?\n") == [" star", " ", "o", "f", " ", "gi", "ta", "?", "\n"]
+    call = "<tool_call>gita star</tool_call>"
+    assert pieces(call) == ["<tool_call>", "gi", "ta", " star", "</tool_call>"]
     assert pieces("".join(TAGS)) == list(TAGS)
-    text = "home of star of gita?\n" + "".join(TAGS) + "a b"
-    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+    for name in make_world(random.Random(1), 40).layers[2]:
+        assert pieces(f"<answer>{name}</answer>") == ["<answer>", name[:2], name[2:], "</answer>"]
+    assert pieces("home of star of gita?\n")[-5:] == [" ", "gi", "ta", "?", "\n"]
 
 
 def test_igpo_gets_the_answer_head_of_the_task() -> None:

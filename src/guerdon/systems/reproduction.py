@@ -137,7 +137,9 @@ def _draw(result: Reproduction, path: Path) -> None:
         axis.plot(curve["x"], lines.mean(0), color=colour, linewidth=2, label=arm)
     axis.set_xlabel(result.axes[0])
     axis.set_ylabel(result.axes[1])
-    axis.legend(frameon=False)
+    figure.legend(
+        loc="outside lower center", ncols=min(3, len(result.curves)), frameon=False, fontsize=9
+    )  # never over a line
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(f"{result.claim}\n{len(result.seeds)} seeds; thick: mean", fontsize=9, loc="left", wrap=True)
     figure.savefig(path, metadata={"Date": None})

@@ -1,8 +1,9 @@
 """An over-long solver of the task "sums": a tiny policy that is nearly always right and wastes half of its words.
 
-It has seen sums solved tersely and sums solved with filler between the lines, half and half, so that being shorter costs nothing and
-filler changes nothing about the answer. One demonstration in five stands after an empty question (`NO_QUESTION`): the policy can say how
-probable a solution is when nobody knows the question, as language models can, which have read texts without their questions.
+It has seen sums solved tersely and sums solved with filler between the lines, so that being shorter costs nothing and filler changes
+nothing about the answer; it is trained for long enough that this nearly holds for the policy too, since one that slips more often behind
+filler unlearns it for the sake of the answer alone. One demonstration in five stands after an empty question (`NO_QUESTION`): the policy can say how probable a solution is
+when nobody knows the question, as language models can, which have read texts without their questions.
 
     guerdon train --system 'sar:questionless="=?\\n"' --task sums,terms=3-3 --model "$(python -m guerdon.tasks.padded)"
 """
@@ -29,8 +30,8 @@ LONGEST = 80  # characters of the longest demonstration, prompt included: endles
 SHAPE = TinyConfig(hidden=96, layers=3, heads=4, intermediate=256)
 
 
-def padded_policy(steps: int = 700, seed: int = 0, config: TinyConfig | None = None) -> str:
-    """Path of the over-long policy, trained on first use (one to two minutes on one thread) and cached."""
+def padded_policy(steps: int = 1200, seed: int = 0, config: TinyConfig | None = None) -> str:
+    """Path of the over-long policy, trained on first use (two minutes on one thread) and cached."""
     config = config or SHAPE
     settings = {"seed": seed, "steps": steps, "model": asdict(config)}
 
@@ -51,7 +52,7 @@ def demonstration(rng: random.Random) -> tuple[str, str]:
     while True:
         while arithmetic.is_held_out(prompt := arithmetic.make_prompt(arithmetic.sample_operands(rng, TERMS))):
             pass
-        noise = Noise(filler=rng.choice((0.0, 0.6)), wrong_sum=0.01)
+        noise = Noise(filler=rng.choice((0.0, 0.6, 0.6)), wrong_sum=0.01)
         solution = arithmetic.DELIMITER.join(arithmetic.solve(arithmetic.parse_prompt(prompt), noise, rng))
         if len(prompt) + len(solution) <= LONGEST:
             return NO_QUESTION if rng.random() < 0.2 else prompt, solution

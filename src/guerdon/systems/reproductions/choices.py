@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Clock, Rollouts
 from guerdon.system import System
 
@@ -53,6 +54,33 @@ class Choices:
             columns={name: [column[q] for q, _ in pairs] for name, column in self.columns.items()},
             clock=clock,
         )
+
+
+class Remembered:
+    """Signal: one that reads texts alone, asked once about each (prompt, completion); a world of few texts is sampled many times.
+
+    signal: of row scope, one number a completion, without chance or state.
+    """
+
+    scope: ClassVar[str] = "row"
+    level: ClassVar[str] = "sequence"
+
+    def __init__(self, signal: Any) -> None:
+        self.signal = signal
+        self._known: dict[tuple[str, str], tuple[float, str | None]] = {}
+
+    def __repr__(self) -> str:
+        return repr(self.signal)
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
+        texts = [(str(prompt), text) for prompt, text in zip(rollouts.prompts, rollouts.completions, strict=True)]
+        new = list({text: row for row, text in enumerate(texts) if text not in self._known}.values())
+        if new:
+            found = self.signal(rollouts.select(new), scores)
+            for place, row in enumerate(new):
+                self._known[texts[row]] = float(found.values[place, 0]), found.reasons.get((place, 0))
+        values, reasons = zip(*(self._known[text] for text in texts), strict=True) if texts else ((), ())
+        return Rewards.sequence(torch.tensor(values, dtype=torch.float64), rollouts, list(reasons))
 
 
 class Learned(NamedTuple):

@@ -23,7 +23,7 @@ from guerdon.signals.verifiable.patterns import RM_PHRASES, reasoning_pattern_re
 from guerdon.systems import noisy_rpr
 from guerdon.systems.noisy_rpr import rpr_calibrated
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
-from guerdon.systems.reproductions.choices import Choices, Learned, learn
+from guerdon.systems.reproductions.choices import Choices, Learned, Remembered, learn
 from guerdon.systems.reproductions.helpful_pairs import (
     THINGS,
     Checkpoint,
@@ -35,8 +35,9 @@ from guerdon.systems.reproductions.helpful_pairs import (
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
 
 FLIPS = (0.0, 0.2, 0.4, 0.5)
+EVEN = "p = 0.5 from even odds"
 MISSES = 0.35
-CAP = 500
+CAP = 50
 LEVELS = (0.65, 0.75, 0.85)
 CALIBRATION = {
     "raw": "reward model alone",
@@ -63,10 +64,15 @@ def sums_world(seed: int, number: int) -> Choices:
     return Choices(prompts, texts, quality, columns={"answer": answers})
 
 
-def run_noise(p: float, unit: Any, seed: int, updates: int, number: int) -> Learned:
-    """One run; every arm of a seed has the same questions and samples with the same generator."""
-    system = noisy_rpr(verifier=Numeric(), flip_prob=p, unit=unit, answer="last_number")
-    return learn(system, sums_world(seed, number), seed=seed, updates=updates, group=4, lr=0.3)
+def run_noise(p: float, unit: Any, seed: int, updates: int, number: int, *, even: bool = False) -> Learned:
+    """One run; every arm of a seed has the same questions and samples with the same generator.
+
+    even: start with probability one half for the right answer, not one fifth.
+    """
+    system = noisy_rpr(verifier=Remembered(Numeric()), flip_prob=p, unit=unit, answer="last_number")
+    system.signals["rpr"] = Remembered(system.signals["rpr"])
+    start = torch.tensor([[4.0, 1.0, 1.0, 1.0, 1.0]]).log().expand(number, 5) if even else None
+    return learn(system, sums_world(seed, number), seed=seed, updates=updates, group=4, lr=0.3, start=start)
 
 
 def flip_share(seed: int, groups: int, size: int = 4, p: float = 0.3) -> tuple[float, bool]:
@@ -125,7 +131,7 @@ def open_world(seed: int, number: int, options: int = 8, endless: int = 2) -> Op
             think = _thinking(rng, phrases)
             patterns[q, k] = reasoning_pattern_reward(think, "rm")
             row.append(f"<think>{think}</think><answer>{answer}</answer>")
-            lengths[q, k] = 60 + 20 * phrases
+            lengths[q, k] = 6 + 2 * phrases
         texts.append([*row, *(f"<think>{_thinking(rng, 24)}" for _ in range(endless))])
     both = torch.stack([quality[:, :options].flatten(), patterns.flatten()])
     world = Choices([f"question {q}" for q in range(number)], texts, quality, lengths, finished)
@@ -144,6 +150,7 @@ def run_open(arm: str, opened: Open, seed: int, updates: int) -> tuple[Learned, 
         system = noisy_rpr(verifier=None, reward="rpr", answer=tags, phrase_set="rm")
     else:
         system = rpr_calibrated(rm=opened.rm, calibrate=arm == "calibrated")
+    system.signals.update({name: Remembered(signal) for name, signal in system.signals.items()})
     run = learn(system, opened.world, seed=seed, updates=updates, group=8, lr=2.0)
     assert opened.world.lengths is not None
     return run, float((run.policy * opened.world.lengths).sum(1).mean())
@@ -160,6 +167,8 @@ def reproduce(budget: Budget) -> Reproduction:
     for p in FLIPS:
         budget.say(f"noise: questions flipped with p = {p}")
         runs[f"p = {p:g}"] = [run_noise(p, "question", seed, updates, number) for seed in seeds]
+    budget.say("noise: questions flipped with p = 0.5, from even odds")
+    runs[EVEN] = [run_noise(0.5, "question", seed, updates, 4 * number, even=True) for seed in seeds]
     budget.say("noise: rollouts flipped with p = 0.4")
     runs["p = 0.4 for each rollout"] = [run_noise(0.4, "rollout", seed, updates, number) for seed in seeds]
     worlds = [open_world(seed, number) for seed in seeds]
@@ -225,8 +234,11 @@ def _notes(worlds: list[Open], checkpoints: list[list[Checkpoint]]) -> list[str]
     notes = [
         "Mean [least, greatest] over seeds. Every arm on sums has the same number of updates: flips shrink the expected gradient by "
         "1 - 2p, so p = 0.4 needs five times as many as p = 0, and the figure shows it.",
+        "Under p = 0.5 the log-odds of the right answer walk at random. From one in five the mean of the probability drifts towards one half by that "
+        "alone, more with more updates, though nothing is taught: the first recorded run took this for a gain. From even odds the walk has no side, "
+        "so that is where the claim is tested, on four times as many questions.",
         f"The stub reward model misses {over_seeds([w.missed for w in worlds])} of the good answers; RPR's correlation with quality is "
-        f"{over_seeds([w.correlation for w in worlds])}. Its answers are of lengths that grow with their phrases, {CAP} tokens is the cap.",
+        f"{over_seeds([w.correlation for w in worlds])}. Its answers are of lengths that grow with their phrases, {CAP} tokens, each of which stands for ten of a real text, is the cap.",
         "RPR alone counts phrases whether an answer follows or not. Where an answer is required it stops short of the cap and is as good as "
         "phrases predict quality, which is what this world was made with.",
     ]
@@ -259,12 +271,12 @@ def _noise_claims(runs: Mapping[str, list[Learned]], shares: list[tuple[float, b
                 f"gap {over_seeds(gaps, 3)}",
             )
         )
-    gains = [run.gain() for run in runs["p = 0.5"]]
+    gains = [run.gain() for run in runs[EVEN]]
     each, question = ends("p = 0.4 for each rollout"), ends("p = 0.4")
     return [
         *claims,
         Claim(
-            "p = 0.5 gives no improvement over the start: mean gain below 3 points",
+            "p = 0.5 from even odds gives no improvement over the start: mean gain below 3 points",
             sum(gains) / len(gains) < 0.03,
             f"gain {over_seeds(gains, 3)}",
         ),

@@ -53,6 +53,8 @@ def reproduce(budget: Budget) -> Reproduction:
             "how probable a solution is when nobody knows the question. The necessary solution has 18 to 20 tokens.",
             "Filler here lies between the lines and never changes an answer. That a length penalty makes a policy skip steps that it needs, as "
             "the paper finds at scale, cannot show on this task; what shows is that SAR needs no penalty to be as short.",
+            "An earlier starting policy, with a shorter warm start, slipped more often behind filler. Correctness alone then taught it to drop the filler, "
+            "and SAR had little left to cut. This one is trained until filler changes little about the answer.",
             "The 135M model only measures: the responses were written by hand, the question-less prompt is the official one.",
         ],
     )

@@ -1,10 +1,10 @@
-"""Training an over-long tiny policy (`guerdon.tasks.padded`) under SAR and its baselines, through the real trainer."""
+"""Training an over-long tiny policy (`guerdon.tasks.padded`) under SAR and its baselines, or other arms, through the real trainer."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Plan:
     group: int = 6
     lr: float = 2e-4
     every: int = 20
-    samples: int = 2048
+    samples: int = 1024
     tokens: int = 96
 
 
@@ -64,10 +64,17 @@ def starting_policy(smoke: bool) -> str:
     )
 
 
-def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
-    """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
+def run_arm(
+    arm: str,
+    seed: int,
+    plan: Plan,
+    policy: str,
+    folder: Path | None = None,
+    arms: Mapping[str, Callable[[Any], System]] = ARMS,
+) -> Run:
+    """One training run under `arms[arm]`; taken from `folder` if it was finished there before with the same plan and policy."""
     task = sums(terms=TERMS, train_size=80, held_out_size=20)
-    system = ARMS[arm](TaskReward(task))
+    system = arms[arm](TaskReward(task))
     name = "".join(c if c.isalnum() else "-" for c in arm)
     file = folder / f"{name}-{seed}.json" if folder else None
     asked = {"arm": str(system), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}

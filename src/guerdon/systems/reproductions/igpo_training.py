@@ -1,0 +1,158 @@
+"""Training the tiny policy of the task "search" under IGPO and its ablations, through the real trainer and its multi-turn loop.
+
+Arms differ in the reward alone: starting policy, questions, sampling, steps and optimiser are the same. The confidences are those of the
+policy that is being trained.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guerdon.rewards import Scores
+from guerdon.rollouts import Rollouts
+from guerdon.system import System
+from guerdon.systems.igpo import igpo
+from guerdon.tasks.base import Task
+from guerdon.tasks.search import search
+
+ARMS: dict[str, Any] = {"F1 alone (GRPO)": "outcome", "IGPO (gain and F1)": "both"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement of `samples` held-out rollouts every `every`."""
+
+    steps: int = 40
+    prompts: int = 8
+    group: int = 8
+    lr: float = 2e-4
+    warmup: int = 5
+    every: int = 20
+    samples: int = 256
+    hops: tuple[int, int] = (2, 3)
+
+
+SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, every=1, samples=4)
+
+
+@dataclass
+class Run:
+    """Held-out true success and mean number of searches at `x` steps; the share of groups with an advantage at each training step."""
+
+    x: list[int] = field(default_factory=list)
+    success: list[float] = field(default_factory=list)
+    searches: list[float] = field(default_factory=list)
+    taught: list[float] = field(default_factory=list)
+
+
+class Truth:
+    """The evaluator's truth: the task's verifier, remembering true success and the number of searches."""
+
+    def __init__(self, task: Task, run: Run) -> None:
+        self.task, self.run = task, run
+
+    def __call__(self, completions: Sequence[str], rows: Sequence[Any]) -> list[Any]:
+        verdicts = self.task.true_success(completions, rows)
+        self.run.success.append(sum(verdict.value for verdict in verdicts) / len(verdicts))
+        self.run.searches.append(sum(text.count("</tool_response>") for text in completions) / len(completions))
+        return verdicts
+
+
+class Taught:
+    """Monitor: the share of groups in which some advantage is not zero."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> None:
+        groups = rollouts.groups
+        moved = scores.advantages.abs().amax(1) > 1e-4
+        self.run.taught.append(
+            sum(bool(moved[groups == group].any()) for group in groups.unique()) / len(groups.unique())
+        )
+
+
+def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
+    """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
+    system = igpo(rewards=ARMS[arm], answer_head="<answer>")
+    name = "".join(c if c.isalnum() else "-" for c in arm)
+    file = folder / f"{name}-{seed}.json" if folder else None
+    asked = {"arm": str(system), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
+    asked = json.loads(json.dumps(asked))  # as it is read back: JSON has no tuples
+    if file is not None and file.exists():
+        record = json.loads(file.read_text())
+        if record["asked"] == asked:
+            return Run(**record["run"])
+    run = train(system, seed, plan, policy)
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".part")
+        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
+        draft.replace(file)
+    return run
+
+
+def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
+    """GRPO as the paper has it: token mean of each rollout, then the mean over rollouts, temperature 1; without a KL term."""
+    from transformers import PrinterCallback
+    from trl import GRPOConfig
+
+    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog, multi_turn
+    from guerdon.lm.load import load_tokenizer
+
+    task, run = search(hops=plan.hops), Run()
+    assert task.environment is not None
+    evaluator = Evaluator(
+        list(task.to_dataset("held_out")),
+        Truth(task, run),
+        system,
+        every=plan.every,
+        samples=plan.samples,
+        batch_size=256,
+        group_size=1,
+        kl=False,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        args = GRPOConfig(
+            scratch,
+            max_steps=plan.steps,
+            per_device_train_batch_size=plan.prompts * plan.group,
+            num_generations=plan.group,
+            max_completion_length=task.max_completion_length,
+            learning_rate=plan.lr,
+            lr_scheduler_type="constant_with_warmup",
+            warmup_steps=plan.warmup,
+            temperature=1.0,
+            beta=0.0,
+            loss_type="grpo",
+            seed=seed,
+            save_strategy="no",
+            logging_steps=1,
+            report_to="none",
+            disable_tqdm=True,
+            gradient_checkpointing=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=False,
+        )
+        trainer = CreditTrainer(
+            policy,
+            system,
+            args=args,
+            train_dataset=task.to_dataset("train"),
+            processing_class=load_tokenizer(policy),
+            monitors=[evaluator, Taught(run)],
+            rollout_func=multi_turn(task.environment),
+            rollout_log=RolloutLog(every=0),
+            log_dir=scratch,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        run.x = [json.loads(line)["step"] for line in (Path(scratch) / "eval.jsonl").read_text().splitlines()]
+    return run
