@@ -33,6 +33,8 @@ SIGNALS = {
     "conciseness": "Conciseness",
 }
 
+VERIFIERS = ("math", "exact", "numeric", "choice", "qa")  # signals that judge the completion by the column "answer"
+
 
 def score_command(
     source: Path,
@@ -95,6 +97,8 @@ def score_command(
 def reward_by_name(spec: str, sets: Sequence[str] = ()) -> tuple[str, Any]:
     """`math:reference=gold` or a system's spec -> (name, signal or System); `sets` are further key=value options.
 
+    A system's `verifier` is named by a word of VERIFIERS.
+
     Raises:
         ConfigError: an unknown name, with the known ones; an unknown option, with the signal's own.
     """
@@ -108,8 +112,15 @@ def reward_by_name(spec: str, sets: Sequence[str] = ()) -> tuple[str, Any]:
         from guerdon import signals
 
         return name, call_with(getattr(signals, SIGNALS[name]), options, name)
+    from guerdon import signals
     from guerdon.systems import SYSTEMS, VARIANTS
     from guerdon.systems.base import builder_of
+
+    if isinstance(options.get("verifier"), str):
+        chosen = options["verifier"]
+        if chosen not in VERIFIERS:
+            raise ConfigError(f"{name}: verifier={chosen!r}; use one of {', '.join(VERIFIERS)}")
+        options["verifier"] = getattr(signals, SIGNALS[chosen])()
 
     if name not in SYSTEMS and name not in VARIANTS:
         raise ConfigError(
@@ -127,6 +138,8 @@ def call_with(factory: Any, options: dict[str, Any], name: str) -> Any:
     )
     if unknown or missing:
         problem = f"has no option {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+        if not unknown and missing == ["verifier"]:
+            problem += f" (such as {name}:verifier=math, or {', '.join(VERIFIERS[1:])})"
         raise ConfigError(f"{name} {problem}; its options: {', '.join(parameters)}")
     return factory(**options)
 
