@@ -157,3 +157,8 @@ def test_nover_trains_and_its_proxy_is_another_model(policy, tmp_path):
     assert scores.raw["proxy.placed"].values.sum() == 0, "an untrained policy writes no tags"
     proxy, live = trainer.instruments.by_role["proxy"].model, trainer.instruments.policy.model
     assert proxy is not live and trainer.state.log_history[0]["proxy/synced"] == 1.0
+
+
+def test_scoring_at_another_temperature_than_sampling_is_told(policy, tmp_path):
+    with pytest.warns(UserWarning, match=r"divides logits by 1.0.* sampled at temperature 0.8"):
+        step(policy, tmp_path, likelihood(splice=halfway, truncated="score"))
