@@ -182,3 +182,47 @@ def test_novers_efficiency_is_0_for_the_longest_and_for_the_worst(perplexities: 
     assert bool((efficiency[lengths == lengths.max()] == 0).all()) and efficiency[values.argmax()] == 0
     best = int(values.argmin())
     assert float(efficiency[best]) == pytest.approx(float((lengths > lengths[best]).sum()) / (len(values) - 1))
+
+
+# --- the reproduction ------------------------------------------------------------------------------------------------
+
+
+def test_references_follow_from_the_scratchpad_and_are_short_or_long() -> None:
+    import random
+
+    from guerdon.systems.reproductions.likelihood_task import (
+        SPLICE,
+        demonstration,
+        digit_sums,
+        make_prompt,
+        reference_of,
+    )
+
+    prompt = make_prompt(7, 5, 9)
+    assert demonstration(prompt, 0.0, random.Random(0)) == "7+5=2 2+9=1 #1."
+    assert reference_of(prompt, "short") == "1"
+    assert reference_of(prompt, "long") == "1 because 7 and 5 make 2, and 2 and 9 make 1"
+    spliced = SPLICE("7+5=2 2+9=1 #3.", "1")
+    assert "7+5=2 2+9=1 #3."[: spliced.kept] == "7+5=2 2+9=1 #" and spliced.text == "1."
+    task = digit_sums("short")
+    row = {"prompt": prompt, "answer": "1"}
+    assert [v.value for v in task.true_success(["x #1.", "x #2.", "x 1."], [row] * 3)] == [1.0, 0.0, 0.0]
+    assert len(task.train) == 600 and len(task.held_out) == 200
+    assert [r["prompt"] for r in task.train] == [r["prompt"] for r in digit_sums("long").train]
+
+
+def test_a_smoke_run_records_every_arm_and_goes_on_where_it_was(tmp_path) -> None:
+    pytest.importorskip("trl")
+    from guerdon.systems.reproduction import Budget
+    from guerdon.systems.reproductions.likelihood import reproduce
+    from guerdon.systems.reproductions.likelihood_training import ARMS
+
+    first = reproduce(Budget(seeds=1, smoke=True, folder=tmp_path))
+    assert [(row["references"], row["reward"]) for row in first.table] == [
+        (regime, arm) for regime in ("short", "long") for arm in ARMS
+    ]
+    assert len({tuple(row) for row in first.table}) == 1 and len(first.claims) == 5
+    for curve in first.curves.values():
+        assert [len(line) for line in curve["y"]] == [len(curve["x"])]
+    assert len(list(tmp_path.glob("*.json"))) == 2 * len(ARMS)
+    assert reproduce(Budget(seeds=1, smoke=True, folder=tmp_path)).table == first.table
