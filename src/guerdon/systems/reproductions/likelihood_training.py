@@ -48,12 +48,12 @@ class Plan:
     scratchpad: cap on sampled tokens where only the reasoning is needed; a verifier needs whole answers, up to the task's cap.
     """
 
-    steps: int = 60
+    steps: int = 40
     prompts: int = 8
     group: int = 8
-    lr: float = 5e-4
+    lr: float = 2e-4
     warmup: int = 5
-    every: int = 15
+    every: int = 10
     samples: int = 200
     scratchpad: int = 16
 
