@@ -33,6 +33,7 @@ from guerdon.credit import (
     Squash,
     StdEMAFilter,
     ToTokens,
+    Watch,
     WatchSteps,
     Whiten,
 )
@@ -239,6 +240,19 @@ def test_std_filter_follows_its_average():
     assert out.metrics["std_filter/threshold"] == pytest.approx((1.41421356 + 0.14142136) / 2)
     assert out.keep.tolist() == [True, True, False, False, False]
     assert out.metrics["std_filter/kept"] == pytest.approx(0.4)
+
+
+def test_watch_logs_what_stands_there_and_changes_nothing():
+    rollouts = batch([1, 1, 1, 1], (0, 0, 1, 1), None)
+    scores = scored(rollouts, a=[0.0, 0.5, 1.0, float("nan")])
+    scores = scores.dropping(torch.tensor([False, False, True, False]), "a test")
+    out = Watch("a", "shaped")(scores, rollouts)
+    assert out.metrics == {"shaped/mean": 0.25, "shaped/zero": 0.5}  # the dropped row and the failed one are not in it
+    assert out.sources is scores.sources and out.keep.equal(scores.keep)
+    none = scores.dropping(torch.ones(4, dtype=torch.bool), "a test")
+    assert Watch("a", "shaped")(none, rollouts).metrics == {}
+    with pytest.raises(ChainError, match="no source 'b'"):
+        Watch("b", "shaped").plan({"a": "sequence"})
 
 
 def test_running_norm_is_committed_once():

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from guerdon.report import build_report, summarise
-from guerdon.report.build import embed
+from guerdon.report.build import _panels, embed
 from guerdon.report.table import figure
 
 MakeRun = Callable[..., Path]
@@ -305,3 +305,15 @@ def test_embedded_json_is_safe_and_valid() -> None:
 )  # fmt: skip
 def test_figures(value: float, shown: str) -> None:
     assert figure(value) == shown
+
+
+def test_what_the_chain_logs_is_drawn_and_failures_that_never_were_are_not(make_run, tmp_path: Path) -> None:
+
+    folder = make_run(tmp_path / "run", "min", 0)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["chain"] = {"shaped/mean": 0.5, "failed/answer": 0.0, "failed/steps": float(line["step"] == 2)}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    panels = {panel["title"]: panel for panel in _panels(summarise([folder]))}
+    assert {"shaped/mean", "failed/steps", "answer"} <= panels.keys() and "failed/answer" not in panels
+    assert panels["shaped/mean"]["series"]["pure"][0] == [1, 0.5, 0.5, 0.5]

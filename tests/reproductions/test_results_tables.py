@@ -113,7 +113,9 @@ def test_the_pages_of_this_repository_are_up_to_date() -> None:
     assert stale(root) == []
 
 
-@pytest.mark.parametrize("slug", ["pure", "clip_delta", "par", "crm", "noisy_rpr", "hybrid_multi_aspect", "igpo"])
+@pytest.mark.parametrize(
+    "slug", ["pure", "clip_delta", "par", "crm", "noisy_rpr", "hybrid_multi_aspect", "igpo", "likelihood", "rlpr"]
+)
 def test_the_python_of_a_page_runs_and_gives_what_its_comments_say(slug: str) -> None:
     root = find_root()
     assert root is not None

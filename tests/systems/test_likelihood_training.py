@@ -1,7 +1,4 @@
-"""The two-term gradient through the real trainer, against the same gradient written out by hand; and the command line."""
-
-import json
-from pathlib import Path
+"""The two-term gradient through the real trainer, against the same gradient written out by hand."""
 
 import pytest
 import torch
@@ -162,28 +159,6 @@ def test_nover_trains_and_its_proxy_is_another_model(policy, tmp_path):
     assert proxy is not live and trainer.state.log_history[0]["proxy/synced"] == 1.0
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_question_and_reference_files_train_from_the_command_line(policy, tmp_path, ending):
-    from typer.testing import CliRunner
-
-    from guerdon.cli.main import app
-
-    rows = [{"question": f"{i}+{i}=", "answer": [str(2 * i), f"it is {2 * i}"], "note": "x"} for i in range(12)]
-    path = tmp_path / f"questions.{ending}"
-    if ending == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        from datasets import Dataset
-
-        Dataset.from_list(rows).to_parquet(str(path))
-    out = tmp_path / "run"
-    result = CliRunner().invoke(
-        app,
-        ["train", "--system", "likelihood:truncated=score", "--task", str(path), "--model", policy, "--steps", "2",
-         "--out", str(out), "--group-size", "2", "--set", "prompts_per_step=2", "--set", "eval_prompts=2",
-         "--set", "max_completion_length=8", "--quiet"],
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output + str(result.exception)
-    lines = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == 2 and {"likelihood.score", "likelihood.reasoning"} <= lines[0]["components"].keys()
-    assert {"likelihood/answered", "likelihood/flat_groups", "likelihood/baseline"} <= lines[0]["chain"].keys()
+def test_scoring_at_another_temperature_than_sampling_is_told(policy, tmp_path):
+    with pytest.warns(UserWarning, match=r"divides logits by 1.0.* sampled at temperature 0.8"):
+        step(policy, tmp_path, likelihood(splice=halfway, truncated="score"))

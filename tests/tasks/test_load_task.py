@@ -69,6 +69,33 @@ def test_parquet_with_named_columns_and_several_references(tmp_path):
     assert task.true_success([row["answer"][1]], [row])[0].value == 1.0
 
 
+def test_references_under_their_usual_names_one_or_several_a_row(tmp_path):
+    for name, value in (("reference", "gold"), ("references", ["gold", "or"]), ("reference_answer", "gold")):
+        task = load_task(write(tmp_path / "p.jsonl", [{"question": f"{i}", name: value} for i in range(8)]))
+        assert set(task.train[0]) == {"prompt", "answer"} and task.train[0]["answer"] == value
+    mixed = [{"question": f"{i}", "answer": ["a", 7] if i % 2 else "a"} for i in range(8)]
+    task = load_task(write(tmp_path / "p.jsonl", mixed))
+    cells = [row["answer"] for row in (*task.train, *task.held_out)]
+    assert sorted(cells) == [["a"]] * 4 + [["a", "7"]] * 4
+    assert task.to_dataset()[0]["answer"] == task.train[0]["answer"]
+
+
+def test_numbers_stay_as_the_file_writes_them(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text(
+        '{"question": "a", "answer": 7}\n{"question": "b", "answer": 0.5}\n{"question": "c", "answer": "x"}\n'
+    )
+    task = load_task(str(path))
+    assert {row["prompt"]: row["answer"] for row in (*task.train, *task.held_out)} == {"a": "7", "b": "0.5", "c": "x"}
+    assert sorted(task.to_dataset()["answer"]) == sorted(row["answer"] for row in task.train)
+
+
+def test_a_column_of_several_types_is_named(tmp_path):
+    rows = [{"question": f"{i}", "answer": "a", "note": i if i % 2 else "odd"} for i in range(8)]
+    with pytest.raises(DataError, match="values of note are not of one type"):
+        load_task(write(tmp_path / "p.jsonl", rows)).to_dataset()
+
+
 def test_repeated_prompts_stay_on_one_side(tmp_path):
     task = load_task(write(tmp_path / "p.jsonl", ROWS * 3), held_out=0.5)
     assert {r["prompt"] for r in task.train}.isdisjoint(r["prompt"] for r in task.held_out)

@@ -13,7 +13,7 @@
 | between advantages | `MixSelfReward` | `self_reward` |
 | penalties | `KLPenalty` | `kl` |
 | one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt`; `ByOutcome` | `calibration`, `by_outcome` |
-| watching | `WatchSteps`; `WatchCalibration`; `WatchVerification`, `RewardIs` | `monitor`, `confidence`, `verification` |
+| watching | `Watch`, `WatchSteps`; `WatchCalibration`; `WatchVerification`, `RewardIs` | `monitor`, `confidence`, `verification` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
 | references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
@@ -32,7 +32,7 @@ from guerdon.credit.groups import GroupStats, group_stats, group_sum, leave_one_
 from guerdon.credit.kl import KLPenalty, kl_estimate
 from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per_step_baseline, per_token_baseline
 from guerdon.credit.length import LengthReward, WatchLength
-from guerdon.credit.monitor import WatchSteps, correlation
+from guerdon.credit.monitor import Watch, WatchSteps, correlation
 from guerdon.credit.normalise import GroupNorm, PerRewardNorm, Whiten, group_normalise, normalise_then_sum, whiten
 from guerdon.credit.placement import MaskEnds, ToSequence, ToTokens, place_at_ends, place_on_whole, to_tokens
 from guerdon.credit.reference import (
@@ -103,6 +103,7 @@ __all__ = [
     "SwitchAt",
     "ToSequence",
     "ToTokens",
+    "Watch",
     "WatchCalibration",
     "WatchLength",
     "WatchSteps",

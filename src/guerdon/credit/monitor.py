@@ -54,3 +54,31 @@ class WatchSteps(LinkBase):
         if not torch.isnan(torch.tensor(slope)):
             metrics[f"{self.name}/reward_step_correlation"] = slope
         return scores.with_metrics(**metrics)
+
+
+@dataclass(frozen=True, repr=False)
+class Watch(LinkBase):
+    """What stands in a source at this point of the chain: a shaped reward, which no signal gave and no log would hold.
+
+    Metrics over rows that count: `<label>/mean` and `<label>/zero`, the share of rows at exactly 0 (under a threshold). Changes
+    nothing.
+
+    Attributes:
+        name: the source; its row totals are read.
+        label: of the metrics.
+    """
+
+    name: str
+    label: str
+
+    def plan(self, levels: Levels) -> Levels:
+        planned_name(self.name, levels)
+        return levels
+
+    def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
+        totals, live = row_totals(scores, scores[self.name])
+        if not bool(live.any()):
+            return scores
+        seen = totals[live].double()
+        metrics = {f"{self.label}/mean": float(seen.mean()), f"{self.label}/zero": float((seen == 0).double().mean())}
+        return scores.with_metrics(**metrics)

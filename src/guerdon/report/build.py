@@ -171,7 +171,29 @@ def _panels(summaries: Sequence[SystemSummary]) -> list[dict[str, Any]]:
                     "series": failed,
                 }
             )
-    return [panel for panel in panels if any(panel["series"].values())]
+    return [*(panel for panel in panels if any(panel["series"].values())), *_chain_panels(summaries, trained)]
+
+
+def _chain_panels(summaries: Sequence[SystemSummary], source: str) -> list[dict[str, Any]]:
+    """What links log, such as a shaped reward or a filter's threshold; counts of failures only where there are any."""
+    panels = []
+    names = dict.fromkeys(
+        name for s in summaries for run in s.runs for record in run.metrics for name in (record.get("chain") or {})
+    )
+    for name in names:
+        series = _training(summaries, "chain", name)
+        moved = any(point[1] for points in series.values() for point in points)
+        if any(series.values()) and (moved or not name.startswith("failed/")):
+            panels.append(
+                {
+                    "title": name,
+                    "unit": "logged by the chain",
+                    "bounds": [None, None],
+                    "source": source,
+                    "series": series,
+                }
+            )
+    return panels
 
 
 def _training(summaries: Sequence[SystemSummary], *keys: str) -> dict[str, list[list[float]]]:

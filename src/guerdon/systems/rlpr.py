@@ -27,6 +27,7 @@ from guerdon.credit import (
     Shape,
     StdEMAFilter,
     ToTokens,
+    Watch,
     group_normalise,
     group_stats,
     shaping_function,
@@ -79,6 +80,7 @@ def rlpr(
         chain.append(Fuse("prob.score", "prob.baseline", weights=(1.0, -1.0), into="prob"))
     chain += [
         On("prob", Shape(shaping)),
+        Watch("prob", "shaped"),
         Fuse("prob", "format", weights=(1 - format_coefficient, format_coefficient), into="reward"),
     ]
     if repetition:

@@ -17,7 +17,7 @@ from guerdon.signals.verifiable.verdict import Verdict
 from guerdon.tasks.base import Row, Task, Verifier, prompt_key
 
 PROMPT_COLUMNS = ("prompt", "question", "problem")
-ANSWER_COLUMNS = ("answer", "solution", "target")
+ANSWER_COLUMNS = ("answer", "answers", "solution", "target", "reference", "references", "reference_answer")
 VERIFIERS = {"math": "Math", "exact": "Exact", "numeric": "Numeric", "choice": "MultipleChoice", "qa": "QA"}
 
 
@@ -107,8 +107,9 @@ def table_task(
     """A task from a JSONL or Parquet file, or a hub data set.
 
     source: a path ending in .jsonl, .json, .parquet, or a hub id.
-    prompt, answer: column names; default: the first present of prompt/question/problem and answer/solution/target.
-        A prompt is a text or a list of messages; an answer is one reference or a list of equally right ones.
+    prompt, answer: column names; default: the first present of PROMPT_COLUMNS and of ANSWER_COLUMNS. They are called "prompt" and
+        "answer" from there on. A prompt is a text or a list of messages; an answer is one reference or a list of equally
+        right ones. Numbers become texts as the file writes them (7, not 7.0).
     verifier: "math", "exact", "numeric", "choice", "qa", or a sequence-level signal that reads the column "answer".
     split: of a hub data set. held_out: another file or hub split, or the share of prompts to hold out (drawn by `seed`).
     limit: rows at most, for a quick look.
@@ -174,6 +175,8 @@ def _read(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
             raise DataError(
                 f"there is no file {source}; give a .jsonl or .parquet file, or a hub data set id without a suffix"
             )
+        if path.suffix in (".jsonl", ".ndjson"):
+            return _read_lines(source, limit)
         kind = "parquet" if path.suffix == ".parquet" else "json"
         try:
             table = datasets.load_dataset(kind, data_files=str(path), split="train")
@@ -190,6 +193,30 @@ def _read(source: str, split: str, limit: int | None) -> list[dict[str, Any]]:
     return [dict(row) for row in (table if limit is None else table.select(range(min(limit, len(table)))))]
 
 
+def _read_lines(source: str, limit: int | None) -> list[dict[str, Any]]:
+    """Rows of a JSONL file, value by value as they are written; None where a row lacks a column."""
+    from guerdon.io.read import read_rows
+
+    rows: list[dict[str, Any]] = []
+    try:
+        for batch in read_rows(source, 1024):
+            rows += batch
+            if limit is not None and len(rows) >= limit:
+                break
+    except DataError as error:
+        raise DataError(f"{source} cannot be read as JSONL: {error}") from error
+    names = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in names} for row in rows[:limit]]
+
+
+def _as_references(answers: Sequence[Any]) -> list[Any]:
+    """Answers as texts; where one row has several, each as a list, so that the column has one type."""
+    several = any(isinstance(answer, list | tuple) for answer in answers)
+    cells = [list(answer) if isinstance(answer, list | tuple) else [answer] for answer in answers]
+    texts = [[str(one) if isinstance(one, int | float) else one for one in cell] for cell in cells]
+    return texts if several else [cell[0] for cell in texts]
+
+
 def _named(rows: list[dict[str, Any]], prompt: str | None, answer: str | None, label: str) -> list[Row]:
     """Rows with the columns called "prompt" and "answer"."""
     if not rows:
@@ -198,7 +225,7 @@ def _named(rows: list[dict[str, Any]], prompt: str | None, answer: str | None, l
     for role, given, usual in (("prompt", prompt, PROMPT_COLUMNS), ("answer", answer, ANSWER_COLUMNS)):
         found = next((c for c in ([given] if given else usual) if c in rows[0]), None)
         if found is None:
-            looked = repr(given) if given else " or ".join(usual)
+            looked = repr(given) if given else ", ".join(usual)
             raise DataError(
                 f"{label} has no {role} column {looked} (it has: {', '.join(rows[0])}); name it with {role}=..."
             )
@@ -211,7 +238,8 @@ def _named(rows: list[dict[str, Any]], prompt: str | None, answer: str | None, l
         for role in ("prompt", "answer"):
             if row[role] is None or row[role] == "" or row[role] == []:
                 raise DataError(f"{label}: row {i} has no {role}; remove it or fill it in")
-    return renamed
+    answers = _as_references([row["answer"] for row in renamed])
+    return [{**row, "answer": answer} for row, answer in zip(renamed, answers, strict=True)]
 
 
 def _cut(rows: list[Row], share: float, seed: int, label: str, together: str | None) -> tuple[list[Row], list[Row]]:

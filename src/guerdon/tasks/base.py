@@ -87,13 +87,32 @@ class Task:
         from datasets import Dataset
 
         rows = self.train if split == "train" else self.held_out
-        return Dataset.from_list([{**row, "prompt": self._shown(row["prompt"], chat)} for row in rows])
+        shown = [{**row, "prompt": self._shown(row["prompt"], chat)} for row in rows]
+        try:
+            return Dataset.from_list(shown)
+        except (TypeError, ValueError) as error:  # Arrow's own errors are both
+            mixed = [name for name in dict.fromkeys(key for row in shown for key in row) if _is_mixed(shown, name)]
+            raise DataError(
+                f"task {self.name!r}: the values of {', '.join(mixed) or 'some column'} are not of one type ({error}); make them one, or "
+                "leave the column out"
+            ) from error
 
     def _shown(self, prompt: Any, chat: bool) -> Any:
         if not isinstance(prompt, str):  # already a list of messages
             return prompt
         text = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt
         return [{"role": "user", "content": text}] if chat else text
+
+
+def _is_mixed(rows: Sequence[Row], name: str) -> bool:
+    """Whether no Arrow type holds a column's values."""
+    from datasets import Dataset
+
+    try:
+        Dataset.from_list([{name: row.get(name)} for row in rows])
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def prompt_key(row: Row) -> str:

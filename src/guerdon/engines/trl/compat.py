@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,21 @@ def check_system(system: System, args: Any, *, peft: bool, evaluates: bool) -> N
             raise CapabilityError(f"{system.name}: {limit('moving_adapter', role=role, refresh=model.refresh)}")
     if evaluates and system.scope != "row" and (args.num_generations_eval or args.num_generations) < 2:
         raise ConfigError(limit("eval_groups", scope=system.scope))
+
+
+def warn_about_temperature(system: System, args: Any) -> None:
+    """Warn where a part scores under logits divided by another temperature than the rollouts are sampled at.
+
+    A part that means the sampling temperature says so with the attribute `sampling_temperature`.
+    """
+    for part in system.parts():
+        meant = getattr(part, "sampling_temperature", None)
+        if meant is not None and meant != args.temperature:
+            warnings.warn(
+                f"{system.name}: {part!r} divides logits by {meant}, and rollouts are sampled at temperature {args.temperature}: what is "
+                f"scored is not the policy that sampled. Give the system temperature={args.temperature}",
+                stacklevel=3,
+            )
 
 
 def check_sharding(trainer: Any, system: System) -> None:

@@ -86,6 +86,7 @@ class CreditTrainer(ResumableTrainer):
         compat.check_arguments(args)
         compat.check_system(system, args, peft=peft, evaluates=eval_dataset is not None)
         compat.check_reference_path(model, args, peft)
+        compat.warn_about_temperature(system, args)
         self.system, self.truth, self.monitors = system, truth, list(monitors)
         self.rollout_log = rollout_log or RolloutLog()
         self._source_names = source_names(system)

@@ -90,6 +90,11 @@ class ReferenceLikelihood(Bound):
         self.splice = splice if isinstance(splice, str) else repr(splice)
         self.level: Any = dict.fromkeys(self.subs, "sequence")
 
+    @property
+    def sampling_temperature(self) -> float:
+        """What logits are divided by: meant to be what the rollouts were sampled at."""
+        return self.scorer.temperature
+
     def __repr__(self) -> str:
         return f"ReferenceLikelihood({self.scorer.column!r}, {self.aggregation!r}, splice={self.splice!r})"
 

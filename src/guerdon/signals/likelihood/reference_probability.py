@@ -101,6 +101,11 @@ class ReferenceProbability(Bound):
         self.level: Any = {"score": "sequence", "baseline": "sequence"} if debias else "sequence"
         self._baselines: dict[str, float] = {}
 
+    @property
+    def sampling_temperature(self) -> float:
+        """What logits are divided by: meant to be what the rollouts were sampled at."""
+        return self.scorer.temperature
+
     def __repr__(self) -> str:
         return (
             f"ReferenceProbability({self.scorer.column!r}, {self.mode!r}, {self.aggregation!r}, debias={self.debias})"

@@ -48,12 +48,12 @@ class Plan:
     scratchpad: cap on sampled tokens where only the reasoning is needed; a verifier needs whole answers, up to the task's cap.
     """
 
-    steps: int = 60
+    steps: int = 40
     prompts: int = 8
     group: int = 8
-    lr: float = 5e-4
+    lr: float = 2e-4
     warmup: int = 5
-    every: int = 15
+    every: int = 10
     samples: int = 200
     scratchpad: int = 16
 
@@ -65,8 +65,9 @@ SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, every=1, samples=4, scratchp
 class Run:
     """Held-out means after `x` steps.
 
-    logprob: of the whole reference after a sampled reasoning. mean_logprob: a token. prob: exp of the whole. accuracy: of sampled
-    answers. reasoning: tokens before the answer. flat: share of training groups without a difference in reward, at each step.
+    logprob: of the whole reference after a sampled reasoning (and the mark of an answer, where the policy wrote none). mean_logprob:
+    a token. prob: exp of the whole. accuracy: of sampled answers. marked: share of completions with an answer. reasoning: tokens
+    before the answer. flat: share of training groups without a difference in reward, at each step.
     """
 
     x: list[int] = field(default_factory=list)
@@ -74,6 +75,7 @@ class Run:
     mean_logprob: list[float] = field(default_factory=list)
     prob: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
+    marked: list[float] = field(default_factory=list)
     reasoning: list[float] = field(default_factory=list)
     flat: list[float] = field(default_factory=list)
 
@@ -101,16 +103,17 @@ class Measure:
         prompts = [row["prompt"] for row in rows]
         made = policy.generate(prompts, max_new_tokens=self.task.max_completion_length, seed=1000 * seed + step)
         right = [verdict.value for verdict in self.task.true_success(made.texts, rows)]
-        rollouts = Rollouts.from_texts(prompts, made.texts, {"answer": [row["answer"] for row in rows]})
+        marked = [text if SPLICE.tag in text else text + SPLICE.tag for text in made.texts]
+        rollouts = Rollouts.from_texts(prompts, marked, {"answer": [row["answer"] for row in rows]})
         self.signal.bind("policy", policy)
         found = {name: rewards.values[:, 0].double() for name, rewards in self.signal(rollouts).items()}
-        answered = found["answered"] > 0
         run = self.run
         run.x.append(step)
         run.accuracy.append(sum(right) / len(right))
-        run.logprob.append(float(found["logprob"].mean()))  # -100 where there is no place for the reference
-        run.mean_logprob.append(float((found["logprob"] / found["tokens"])[answered].mean()))
-        run.prob.append(float((found["logprob"].exp() * answered).mean()))
+        run.marked.append(sum(SPLICE.tag in text for text in made.texts) / len(rows))
+        run.logprob.append(float(found["logprob"].mean()))
+        run.mean_logprob.append(float((found["logprob"] / found["tokens"]).mean()))
+        run.prob.append(float(found["logprob"].exp().mean()))
         run.reasoning.append(float(found["reasoning"].mean()))
 
 

@@ -60,6 +60,9 @@ def _notes(first: Run) -> list[str]:
         f"({first.short[0]:.2f} and {first.long[0]:.2f}); seeds differ in prompts and samples.",
         "Half of the references are a number, half a few words around it in one of six wordings that the prompt does not tell. The policy "
         "tends to answer in the wording of its own conclusion, which is what makes the right number in other words so improbable.",
+        "The advantage of a rollout falls on its own answer, too, which the reward never reads. A policy that is unsure of its answers therefore "
+        "drifts there under either reward; the starting policy has learned to copy its conclusion, and the learning rate is half of "
+        "what the library's verifier-driven runs of this size use.",
         "A policy of 0.9M parameters with a token for each character, references of 1 to 12 tokens; the official runs train 7B models "
         "on general questions. The 135M model only measures: right and wrong reasoning were written by hand.",
     ]

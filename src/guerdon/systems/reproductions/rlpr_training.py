@@ -23,12 +23,9 @@ from guerdon.systems.rlpr import rlpr
 from guerdon.tasks.references import HALVES, Habits, references, references_policy
 
 MEAN, PRODUCT = "mean probability (RLPR)", "product"
-MEAN_PLAIN, PRODUCT_STEADIED = "mean probability alone", "product, debiased and filtered"
 ARMS: dict[str, Callable[[], System]] = {
     MEAN: lambda: rlpr(format_mode="R1_nothink"),
     PRODUCT: lambda: rlpr(format_mode="R1_nothink", aggregation="prod_prob", debias=False, std_beta=None),
-    MEAN_PLAIN: lambda: rlpr(format_mode="R1_nothink", debias=False, std_beta=None),
-    PRODUCT_STEADIED: lambda: rlpr(format_mode="R1_nothink", aggregation="prod_prob"),
 }
 
 
@@ -36,13 +33,13 @@ ARMS: dict[str, Callable[[], System]] = {
 class Plan:
     """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement of `samples` held-out rollouts every `every`."""
 
-    steps: int = 60
+    steps: int = 50
     prompts: int = 8
     group: int = 8
-    lr: float = 2e-4
+    lr: float = 1e-4
     warmup: int = 5
-    every: int = 15
-    samples: int = 512
+    every: int = 25
+    samples: int = 320
     tokens: int = 72
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 
@@ -24,3 +25,13 @@ def held_in(passed: Sequence[bool]) -> str:
 def enough(passed: Sequence[bool]) -> bool:
     """At least four seeds in five."""
     return sum(passed) >= 0.8 * len(passed)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean over seeds (Student's t); NaN for fewer than two."""
+    from guerdon.report.verdict import Measurement, combine
+
+    if len(values) < 2:
+        return math.nan, math.nan
+    found = combine([Measurement(value, math.nan, 1) for value in values])
+    return found.low, found.high
