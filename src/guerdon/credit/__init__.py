@@ -12,6 +12,7 @@
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
 | penalties | `KLPenalty` | `kl` |
 | one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt` | `calibration` |
+| steps to a row, outcome or process | `WeightedSteps`, `Hierarchical` | `hierarchy` |
 | watching | `WatchSteps` | `monitor` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
@@ -26,6 +27,7 @@ from guerdon.credit.filters import DropTruncated, DropUniformGroups, OnFailure, 
 from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
 from guerdon.credit.group_length import GroupLengthPenalty, group_length_penalty
 from guerdon.credit.groups import GroupStats, group_stats, group_sum, leave_one_out_mean
+from guerdon.credit.hierarchy import Hierarchical, WeightedSteps, hierarchical_rewards, sigmoid_step_weights
 from guerdon.credit.kl import KLPenalty, kl_estimate
 from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per_step_baseline, per_token_baseline
 from guerdon.credit.length import LengthReward, WatchLength
@@ -71,6 +73,7 @@ __all__ = [
     "GroupLengthPenalty",
     "GroupNorm",
     "GroupStats",
+    "Hierarchical",
     "KLPenalty",
     "LeaveOneOut",
     "LengthPenalty",
@@ -96,6 +99,7 @@ __all__ = [
     "WatchLength",
     "WatchSteps",
     "WeightedAdvantages",
+    "WeightedSteps",
     "Whiten",
     "apply_moments",
     "blocked_returns",
@@ -109,6 +113,7 @@ __all__ = [
     "group_normalise",
     "group_stats",
     "group_sum",
+    "hierarchical_rewards",
     "kl_estimate",
     "leave_one_out_mean",
     "length_penalised",
@@ -126,6 +131,7 @@ __all__ = [
     "reverse_linear_scan",
     "shaping_function",
     "shrink_scores",
+    "sigmoid_step_weights",
     "squash",
     "std_threshold",
     "suffix_min",

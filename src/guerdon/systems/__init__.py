@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from guerdon.systems.likelihood import likelihood, nover
     from guerdon.systems.noisy_rpr import noisy_rpr, rpr_calibrated
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
+    from guerdon.systems.p2s import p2s
     from guerdon.systems.par import par
     from guerdon.systems.pure import pure, pure_sum
     from guerdon.systems.rlpr import rlpr
@@ -47,6 +48,7 @@ SYSTEMS: dict[str, Entry] = {
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
     "noisy_rpr": Entry("noisy_rpr", "noisy_rpr"),
     "igpo": Entry("igpo", "igpo"),
+    "p2s": Entry("p2s", "p2s"),
 }
 
 # Other names a composition goes by; buildable, but no entry of the catalogue.
@@ -75,6 +77,7 @@ __all__ = [
     "noisy_rpr",
     "nover",
     "outcome",
+    "p2s",
     "par",
     "pure",
     "pure_sum",
