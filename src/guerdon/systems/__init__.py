@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from guerdon.systems.cdr import cdr
     from guerdon.systems.clip_delta import clip_delta
     from guerdon.systems.crm import crm
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
@@ -49,6 +50,7 @@ SYSTEMS: dict[str, Entry] = {
     "noisy_rpr": Entry("noisy_rpr", "noisy_rpr"),
     "igpo": Entry("igpo", "igpo"),
     "p2s": Entry("p2s", "p2s"),
+    "cdr": Entry("cdr", "cdr"),
 }
 
 # Other names a composition goes by; buildable, but no entry of the catalogue.
@@ -66,6 +68,7 @@ VARIANTS: dict[str, Entry] = {
 __all__ = [
     "SYSTEMS",
     "VARIANTS",
+    "cdr",
     "clip_delta",
     "crm",
     "dr_grpo",

@@ -243,6 +243,4 @@ def sums(*, train_size: int = 512, held_out_size: int = 128, terms: tuple[int, i
         verify=lambda completions, rows: [verify_sum(c, row) for c, row in zip(completions, rows, strict=True)],
         max_completion_length=64,
         delimiter=DELIMITER,
-        # Lines, then "#" and the total; the tiny policy has never seen a hint, so gold chains come from the question alone.
-        notes={"layout": ("", "", "#", ""), "hint": ""},
     )

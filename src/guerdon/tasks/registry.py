@@ -11,6 +11,7 @@ owner/name,split=test,verifier=exact         a hub data set
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from guerdon.errors import ConfigError
@@ -31,6 +32,8 @@ _TABLE_OPTIONS = (
 )
 _SEARCH_OPTIONS = ("style", "hops", "size", "train_size", "held_out_size", "max_turns", "seed")
 _SUMS_OPTIONS = ("train_size", "held_out_size", "terms", "seed")
+# Lines, then "#" and the total; the tiny policy has never seen a hint, so gold chains come from the question alone.
+_SUMS_NOTES = {"layout": ("", "", "#", ""), "hint": ""}
 
 
 def load_task(spec: str | Task, **options: Any) -> Task:
@@ -46,7 +49,7 @@ def load_task(spec: str | Task, **options: Any) -> Task:
     if name == "sums":
         from guerdon.tasks.arithmetic import sums
 
-        return sums(**_known(settings, _SUMS_OPTIONS, spec))
+        return replace(sums(**_known(settings, _SUMS_OPTIONS, spec)), notes=_SUMS_NOTES)
     if name == "search":
         from guerdon.tasks.search import options_of, search
 
