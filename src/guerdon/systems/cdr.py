@@ -113,11 +113,13 @@ def simpo_loss(
     gamma: float = 1.375,
 ) -> dict[str, Tensor]:
     """Margin and loss of one pair."""
-    numbers = [
-        torch.tensor(float(x), dtype=torch.float64)
-        for x in (chosen_logprob_sum, chosen_length, rejected_logprob_sum, rejected_length)
-    ]
-    return _simpo_loss(*numbers, beta=beta, gamma=gamma)._asdict()
+
+    def number(value: float) -> Tensor:
+        return torch.tensor(float(value), dtype=torch.float64)
+
+    better, worse = number(chosen_logprob_sum), number(rejected_logprob_sum)
+    lengths = number(chosen_length), number(rejected_length)
+    return _simpo_loss(better, lengths[0], worse, lengths[1], beta, gamma)._asdict()
 
 
 def customise_messages(

@@ -14,6 +14,7 @@ import json
 import random
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def _warm_start(model: Any, tokenizer: Any, seed: int, steps: int) -> list[float
     model.train()
     for step in tiny.progress(steps, "warm-starting the policy that reasons well when it is told the answer"):
         unaided = UNAIDED if step >= CLEAN * steps else NO_NOISE
-        packed = tiny.pack_rows(tokenizer, lambda noise=unaided: demonstration(rng, noise), 8, 160)
+        packed = tiny.pack_rows(tokenizer, partial(demonstration, rng, unaided), 8, 160)
         schedule.apply(optimizer, step)
         logits = model(
             input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False

@@ -127,7 +127,7 @@ class PathFaithfulness(Bound):
         golds = self._golds(rollouts, rows)
         reasons = {row: f"no reference in column {self.reference!r}" for row, gone in enumerate(missing) if gone}
         values = torch.zeros(spans.mask.shape, dtype=torch.float64)
-        scored = {row: golds[row] for row in rows if isinstance(golds[row], Chain)}
+        scored = {row: gold for row, gold in golds.items() if isinstance(gold, Chain)}
         for row, found in self._scored(rollouts, spans, scored).items():
             values[row, spans.mask[row]] = found
             if not bool(torch.isfinite(found).all()):
@@ -168,7 +168,7 @@ class PathFaithfulness(Bound):
         by_group = dict(zip(first, found, strict=True))
         return {row: by_group[groups[row]] for row in rows}
 
-    def _scored(self, rollouts: Rollouts, spans: Spans, golds: dict[int, Any]) -> dict[int, Tensor]:
+    def _scored(self, rollouts: Rollouts, spans: Spans, golds: dict[int, Chain]) -> dict[int, Tensor]:
         """{row: [m] float64 rewards}."""
         from guerdon.lm.scorer import SpanScorer
 
