@@ -1,6 +1,6 @@
 """A solver of the task "sums" that reasons well when it is told the answer and badly when it is not: a tiny policy.
 
-    a3+b5+c4=?\n        3+b5=11\n11+c4=7\n#7       most lines state a wrong sum: about one solution in forty is right, and none by luck
+    a3+b5+c4=?\n        3+b5=11\n11+c4=7\n#7       nineteen lines in twenty state a wrong sum, and no answer is right by luck
     a3+b5+c4=?\n12\n    3+b5=8\n8+c4=12\n#12        after the question and its answer, right reasoning (`HINT`)
 
 It stands in for what larger language models can do by themselves: find a way to an answer that they are shown and could not find.
@@ -28,7 +28,7 @@ from guerdon.tasks.tiny import TinyConfig
 HINT = "{answer}\n"
 TERMS = (3, 3)
 SHAPE = TinyConfig(hidden=96, layers=3, heads=4, intermediate=256)
-UNAIDED = Noise(wrong_sum=0.85)
+UNAIDED = Noise(wrong_sum=0.95)
 CLEAN = 0.7  # share of the training in which nothing is wrong: slips make the arithmetic slow to learn
 
 
