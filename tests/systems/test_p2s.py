@@ -455,3 +455,50 @@ def test_the_task_brings_layout_and_hint() -> None:
     system = build("p2s:max_steps=3", Context(load_task("sums,train_size=20,held_out_size=5"), None, "tiny"))
     assert "answer=('#', '')" in str(system) and "hint=''" in str(system) and "pieces=3" in str(system)
     assert system.needs == {"policy", "policy.generate"}
+
+
+# --- the pipeline ------------------------------------------------------------------------------------------------------------
+
+
+def test_chains_of_a_file_are_resumed_and_can_be_trained_on(lm: Any, tmp_path: Any) -> None:
+    import json
+
+    from guerdon.io.chains import gold_chain_phase, write_gold_chains
+    from guerdon.phases import run_phases
+
+    rows = [{"prompt": f"a{i}+b1=?\n", "answer": str(i + 1), "topic": i} for i in range(1, 8)] + [
+        {"prompt": "q", "answer": None}
+    ]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # An untrained model keeps to a layout only by luck: any text with one "=" and one line after it will do.
+    options: dict[str, Any] = {
+        "layout": ["", "", "=", ""],
+        "hint": "",
+        "candidates": 6,
+        "max_new_tokens": 16,
+        "batch_size": 3,
+    }
+    done = write_gold_chains(source, tmp_path / "out.jsonl", lm, **options)
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert done.rows == len(out) == 8 and [row["topic"] for row in out[:7]] == list(range(1, 8))
+    assert out[7]["gold_chain"] is None and "no answer" in out[7]["gold_reason"]
+    assert done.left_out == sum(row["gold_chain"] is None for row in out)
+    for row in out:
+        assert (row["gold_chain"] is None) == (row["gold_reason"] is not None) == (row["gold_logprob"] is None)
+
+    class Stopping(type(lm)):  # type: ignore[misc]
+        calls = 0
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            Stopping.calls += 1
+            if Stopping.calls == 2:
+                raise KeyboardInterrupt
+            return super().generate(*args, **kwargs)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_gold_chains(source, tmp_path / "again.jsonl", Stopping(lm.model, lm.tokenizer), **options)
+    resumed = write_gold_chains(source, tmp_path / "again.jsonl", lm, **options)
+    assert resumed.resumed_at == 3 and (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+    (manifest,) = run_phases([gold_chain_phase(source, lm, **options)], tmp_path / "recipe")
+    assert manifest["result"]["rows"] == 8

@@ -112,7 +112,9 @@ def pairs(count: int, seed: int = 0) -> tuple[list[str], list[str], list[str]]:
     """Prompts, right solutions, solutions with a wrong line."""
     rng = random.Random(seed)
     prompts = arithmetic.sample_prompts(20, random.Random(1), held_out=True, terms=TERMS)
-    asked, right, flawed = [], [], []
+    asked: list[str] = []
+    right: list[str] = []
+    flawed: list[str] = []
     while len(asked) < count:
         prompt = prompts[len(asked) % len(prompts)]
         operands = arithmetic.parse_prompt(prompt)
