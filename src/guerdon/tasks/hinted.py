@@ -1,9 +1,10 @@
 """A solver of the task "sums" that reasons well when it is told the answer and badly when it is not: a tiny policy.
 
-    a3+b5+c4=?\n        3+b5=11\n11+c4=7\n#7       nineteen lines in twenty state a wrong sum, and no answer is right by luck
+    a3+b5+c4=?\n        3+b5=11\n11+c4=7\n#7       most lines state a wrong sum, and no answer is right by luck
     a3+b5+c4=?\n12\n    3+b5=8\n8+c4=12\n#12        after the question and its answer, right reasoning (`HINT`)
 
-It stands in for what larger language models can do by themselves: find a way to an answer that they are shown and could not find.
+It stands in for what larger language models can do by themselves: find a way to an answer that they are shown and could not find. A number is one
+token, so that solutions have one length in tokens and pieces of equal token count are the same parts of every solution.
 
     guerdon train --system 'p2s:hint="{answer}\\n"' --task sums,terms=3-3 --model "$(python -m guerdon.tasks.hinted)"
 """
@@ -28,8 +29,32 @@ from guerdon.tasks.tiny import TinyConfig
 HINT = "{answer}\n"
 TERMS = (3, 3)
 SHAPE = TinyConfig(hidden=96, layers=3, heads=4, intermediate=256)
-UNAIDED = Noise(wrong_sum=0.95)
+UNAIDED = Noise(wrong_sum=0.85)
 CLEAN = 0.7  # share of the training in which nothing is wrong: slips make the arithmetic slow to learn
+
+
+def number_tokenizer() -> Any:
+    """A fast tokenizer with one token for each number below 100, and one for every other printable character.
+
+    As `tiny.char_tokenizer`: pad is 0, end-of-sequence 1, nothing is added, padding is on the left, decoding gives back the text.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = [c for c in tiny.ALPHABET if not c.isdigit()]
+    words = [tiny.PAD, tiny.EOS, tiny.UNKNOWN, *characters, *map(str, range(100))]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=tiny.UNKNOWN))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[0-9]{1,2}|[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token=tiny.PAD,
+        eos_token=tiny.EOS,
+        unk_token=tiny.UNKNOWN,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
 
 
 def hinted_policy(steps: int = 700, seed: int = 0, config: TinyConfig | None = None) -> str:
@@ -38,7 +63,7 @@ def hinted_policy(steps: int = 700, seed: int = 0, config: TinyConfig | None = N
     settings = {"seed": seed, "steps": steps, "model": asdict(config)}
 
     def build(directory: Path) -> None:
-        tokenizer = tiny.char_tokenizer()
+        tokenizer = number_tokenizer()
         model = tiny.new_model(tokenizer, config, seed)
         losses = _warm_start(model, tokenizer, seed, steps)
         model.eval().save_pretrained(directory)

@@ -189,8 +189,12 @@ class PathFaithfulness(Bound):
             contexts.append(torch.cat([prefixes[-1], self._text(self.layout.bridge, model.tokenizer)]))
             targets.append(self._text(references_of(rollouts.column(self.reference)[row])[0].strip(), model.tokenizer))
             shapes.append((row, len(prefixes) - 1, len(suffixes)))
-        scores = SpanScorer(model).score(contexts, targets, temperature=self.temperature)
-        reduced = {"mean": scores.mean().double().cpu(), "sum": scores.sum().double().cpu()}
+        lengths = torch.tensor([len(target) for target in targets])
+        wanted = [torch.arange(len(c), len(c) + len(t)) for c, t in zip(contexts, targets, strict=True)]
+        sequences = [torch.cat(pair) for pair in zip(contexts, targets, strict=True)]
+        values, _ = SpanScorer(model).score_positions(sequences, wanted, temperature=self.temperature)
+        sums = values.detach().cpu().double().sum(1)
+        reduced = {"sum": sums, "mean": sums / lengths}
         suffix, answer = reduced[self.over["suffix"]], reduced[self.over["answer"]]
         found, at = {}, 0
         for row, steps, n in shapes:

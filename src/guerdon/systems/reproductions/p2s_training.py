@@ -39,7 +39,7 @@ ARMS: dict[str, Callable[[Task], System]] = {
     RLPR: lambda task: mean_probability(),
     P2S: lambda task: p2s(verifier=TaskReward(task), layout=LAYOUT, hint=HINT, format_warmup=0.0),
 }
-PLAN = Plan(steps=40, prompts=8, group=4, lr=2e-4, every=10, samples=1024, tokens=48)
+PLAN = Plan(steps=40, prompts=12, group=4, lr=2e-4, every=10, samples=1024, tokens=24)
 SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=8, tokens=24)
 
 
