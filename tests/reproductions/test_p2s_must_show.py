@@ -90,3 +90,16 @@ def test_the_reproduction_runs_and_is_recorded(tmp_path: Path, monkeypatch: pyte
     assert module.reproduce(budget).table == result.table, "finished runs are read back"
     path = reproduction.save(result, tmp_path, command="guerdon reproduce p2s", seconds=1.0, versions={})
     assert json.loads(path.read_text())["slug"] == "p2s" and (tmp_path / "p2s.svg").exists()
+
+
+def test_the_hinted_policys_tokens_are_numbers() -> None:
+    from guerdon.lm.offsets import decode_offsets
+    from guerdon.tasks.hinted import number_tokenizer
+
+    tokenizer = number_tokenizer()
+    text = "a3+b5=?\n12\n13+c4=17\n#17"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text and len(ids) == len(text) - 4
+    assert decode_offsets(tokenizer, ids)[0] == text and tokenizer.eos_token_id == 1
+    lengths = {len(tokenizer(f"3+b5={n}\n{n}+c4={m}\n")["input_ids"]) for n in (8, 19) for m in (4, 23)}
+    assert lengths == {14}
