@@ -26,10 +26,10 @@ def test_items_are_what_they_are_called() -> None:
 
 def test_wrong_solutions_have_the_right_lines_they_are_said_to_have() -> None:
     rng = random.Random(3)
-    for prompt in sample_prompts(20, rng, held_out=False, terms=(3, 3)):
-        for right in range(3):
+    for prompt in sample_prompts(20, rng, held_out=False, terms=(4, 4)):
+        for right in range(4):
             kinds = label_steps(prompt, split_solution(wrong_solution(prompt, right, rng)))
-            assert kinds[:2].count("correct") == right and kinds[:right] == ["correct"] * right and len(kinds) == 3
+            assert kinds[:3].count("correct") == right and kinds[:right] == ["correct"] * right and len(kinds) == 4
             answer = wrong_solution(prompt, right, rng).rsplit("#", 1)[1]
             assert answer != right_chain(prompt).strip().rsplit("=", 1)[1]
 
@@ -40,7 +40,7 @@ def test_all_wrong_groups_have_no_zero_advantage() -> None:
 
     share, advantages = ordering(LocalModel(starting_policy(True)), 6)
     assert 0 <= share <= 1 and bool((advantages.abs() > 1e-6).all())
-    assert advantages.reshape(-1, 3).sum(1).abs().max() < 1e-4
+    assert advantages.reshape(-1, 4).sum(1).abs().max() < 1e-4
 
 
 def test_a_hinted_policys_demonstrations() -> None:

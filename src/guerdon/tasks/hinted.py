@@ -1,12 +1,12 @@
 """A solver of the task "sums" that reasons well when it is told the answer and badly when it is not: a tiny policy.
 
-    a3+b5+c4=?\n        3+b5=11\n11+c4=7\n#7       most lines state a wrong sum, and no answer is right by luck
-    a3+b5+c4=?\n12\n    3+b5=8\n8+c4=12\n#12        after the question and its answer, right reasoning (`HINT`)
+    a3+b5+c4+d1=?\n        3+b5=8\n8+c4=27\n27+d1=9\n#9       seven lines in ten state a wrong sum
+    a3+b5+c4+d1=?\n13\n    3+b5=8\n8+c4=12\n12+d1=13\n#13     after the question and its answer, right reasoning (`HINT`)
 
 It stands in for what larger language models can do by themselves: find a way to an answer that they are shown and could not find. A number is one
 token, so that solutions have one length in tokens and pieces of equal token count are the same parts of every solution.
 
-    guerdon train --system 'p2s:hint="{answer}\\n"' --task sums,terms=3-3 --model "$(python -m guerdon.tasks.hinted)"
+    guerdon train --system 'p2s:hint="{answer}\\n"' --task sums,terms=4-4 --model "$(python -m guerdon.tasks.hinted)"
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from guerdon.tasks.cache import cached_artifact
 from guerdon.tasks.tiny import TinyConfig
 
 HINT = "{answer}\n"
-TERMS = (3, 3)
-SHAPE = TinyConfig(hidden=96, layers=3, heads=4, intermediate=256)
-UNAIDED = Noise(wrong_sum=0.85)
-CLEAN = 0.7  # share of the training in which nothing is wrong: slips make the arithmetic slow to learn
+TERMS = (4, 4)
+SHAPE = TinyConfig(hidden=64, layers=2, heads=4, intermediate=192)
+UNAIDED = Noise(wrong_sum=0.7)
+CLEAN = 0.2  # share of the training in which nothing is wrong: slips make the arithmetic slow to learn
 
 
 def number_tokenizer() -> Any:
@@ -57,8 +57,8 @@ def number_tokenizer() -> Any:
     )
 
 
-def hinted_policy(steps: int = 700, seed: int = 0, config: TinyConfig | None = None) -> str:
-    """Path of the policy, trained on first use (one to two minutes on one thread) and cached."""
+def hinted_policy(steps: int = 450, seed: int = 0, config: TinyConfig | None = None) -> str:
+    """Path of the policy, trained on first use (about half a minute on one thread) and cached."""
     config = config or SHAPE
     settings = {"seed": seed, "steps": steps, "model": asdict(config)}
 

@@ -36,7 +36,7 @@ class Size:
     `responses` each, `epochs`, `lr`."""
 
     config: TinyConfig = SHAPE
-    unit: int = 30
+    unit: int = 8
     pairs: int = 200
     samples: int = 256
     prompts: int = 96

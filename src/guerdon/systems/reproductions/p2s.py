@@ -96,7 +96,7 @@ def _ordering_claim(budget: Budget) -> Claim:
     share, advantages = ordering(LocalModel(starting_policy(budget.smoke)), count)
     flat = float((advantages.abs() < 1e-6).double().mean())
     return Claim(
-        f"{count} groups of three wrong solutions with 0, 1 and 2 right lines: no advantage is zero (with outcome only all are), and pairs are "
+        f"{count} groups of wrong solutions with 0, 1, 2 and 3 right lines: no advantage is zero (with outcome only all are), and pairs are "
         "ordered by their right lines in at least 80 %",
         share >= 0.8 and flat == 0.0,
         f"{100 * share:.0f} % of the pairs; {100 * flat:.0f} % of the advantages are zero",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from guerdon.signals.likelihood.gold_chain import ChainColumn
 from guerdon.signals.likelihood.path_faithfulness import Baseline, PathFaithfulness, placeholder
 from guerdon.systems.p2s import p2s
 from guerdon.systems.reproductions.p2s_training import LAYOUT
-from guerdon.tasks.arithmetic import sample_prompts
+from guerdon.tasks.arithmetic import NO_NOISE, parse_prompt, sample_prompts, solve
+from guerdon.tasks.hinted import TERMS
 
 INSTRUCTION = "\nReason between <think> and </think>, then give only the answer between <answer> and </answer>."
 GENERIC = ("That is all we need to know.", "So this settles the question.", "Now we can give the answer.")
@@ -130,47 +132,46 @@ def generic_gains(model: Any, asked: Sequence[Item], baseline: Baseline = "maske
 
 
 def wrong_solution(prompt: str, right: int, rng: random.Random) -> str:
-    """A solution of a sum of three digits whose answer is wrong, with `right` (0 to 2) right lines of two."""
-    from guerdon.tasks.arithmetic import parse_prompt
+    """A solution whose answer is wrong, and whose first `right` lines are right and the others wrong."""
+    value, *others = parse_prompt(prompt)
+    total, lines = value + sum(others), []
 
-    a, b, c = parse_prompt(prompt)
+    def off(number: int) -> int:
+        return rng.choice([n for n in range(1, 30) if abs(n - number) >= 3])
 
-    def off(value: int) -> int:
-        return rng.choice([n for n in range(1, 20) if abs(n - value) >= 3])
-
-    # Which line is right, where one is: the first, so that the way there is right as far as it goes.
-    first = a + b if right >= 1 else off(a + b)
-    second = first + c if right == 2 else off(first + c)
-    answer = second
-    while answer == a + b + c:
-        answer = off(second)
-    return f"{a}+b{b}={first}\n{first}+c{c}={second}\n#{answer}"
+    for i, (letter, n) in enumerate(zip("bcdefghi", others, strict=False)):
+        result = value + n if i < right else off(value + n)
+        lines.append(f"{value}+{letter}{n}={result}")
+        value = result
+    answer = value
+    while answer == total:
+        answer = off(value)
+    return "\n".join([*lines, f"#{answer}"])
 
 
 def right_chain(prompt: str) -> str:
     """The lines of the right solution."""
-    from guerdon.tasks.arithmetic import parse_prompt
-
-    a, b, c = parse_prompt(prompt)
-    return f"{a}+b{b}={a + b}\n{a + b}+c{c}={a + b + c}\n"
+    lines = solve(parse_prompt(prompt), NO_NOISE, random.Random(0))
+    return "".join(f"{line}\n" for line in lines[:-1])
 
 
-def ordering(model: Any, count: int, seed: int = 0) -> tuple[float, Tensor]:
-    """Groups of three wrong solutions with 0, 1 and 2 right lines: the share of pairs that P2S's reward orders by right lines, and its
-    advantages [3 count]. model: a LocalModel of the task.
+def ordering(model: Any, count: int, seed: int = 0, **options: Any) -> tuple[float, Tensor]:
+    """Groups of wrong solutions with 0, 1, 2 and 3 right lines: the share of pairs that P2S's reward orders by right lines, and its
+    advantages [4 count].
+
+    model: a LocalModel of the task. options: of `p2s`.
     """
-    from guerdon.tasks.arithmetic import parse_prompt
-
     rng = random.Random(seed)
-    prompts = sample_prompts(count, rng, held_out=False, terms=(3, 3))
-    texts = [wrong_solution(prompt, right, rng) for prompt in prompts for right in range(3)]
-    repeated = [prompt for prompt in prompts for _ in range(3)]
+    prompts = sample_prompts(count, rng, held_out=False, terms=TERMS)
+    size = TERMS[0]
+    texts = [wrong_solution(prompt, right, rng) for prompt in prompts for right in range(size)]
+    repeated = [prompt for prompt in prompts for _ in range(size)]
     columns = {"answer": [str(sum(parse_prompt(p))) for p in repeated], "gold": [right_chain(p) for p in repeated]}
-    rollouts = Rollouts.from_texts(repeated, texts, columns, group_ids=[i // 3 for i in range(len(texts))])
-    system = p2s(layout=LAYOUT, gold="gold", format_warmup=0.0, tokenizer=model.tokenizer)
+    rollouts = Rollouts.from_texts(repeated, texts, columns, group_ids=[i // size for i in range(len(texts))])
+    system = p2s(layout=LAYOUT, gold="gold", format_warmup=0.0, tokenizer=model.tokenizer, **options)
     system.bind("policy", model)
     scores = system(rollouts)
     assert scores.reward is not None
-    rewards = scores.reward.reshape(-1, 3)
-    pairs = torch.stack([rewards[:, j] > rewards[:, i] for i, j in ((0, 1), (0, 2), (1, 2))])
+    rewards = scores.reward.reshape(-1, size)
+    pairs = torch.stack([rewards[:, j] > rewards[:, i] for i, j in combinations(range(size), 2)])
     return float(pairs.double().mean()), scores.advantages[:, 0]
