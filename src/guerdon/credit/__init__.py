@@ -14,6 +14,7 @@
 | penalties | `KLPenalty` | `kl` |
 | one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt`; `ByOutcome` | `calibration`, `by_outcome` |
 | watching | `Watch`, `WatchSteps`; `WatchCalibration`; `WatchVerification`, `RewardIs` | `monitor`, `confidence`, `verification` |
+| steps to a row, outcome or process | `WeightedSteps`, `Hierarchical` | `hierarchy` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
 | references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
@@ -29,6 +30,7 @@ from guerdon.credit.filters import DropTruncated, DropUniformGroups, OnFailure, 
 from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
 from guerdon.credit.group_length import GroupLengthPenalty, group_length_penalty
 from guerdon.credit.groups import GroupStats, group_stats, group_sum, leave_one_out_mean
+from guerdon.credit.hierarchy import Hierarchical, WeightedSteps, hierarchical_rewards, sigmoid_step_weights
 from guerdon.credit.kl import KLPenalty, kl_estimate
 from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per_step_baseline, per_token_baseline
 from guerdon.credit.length import LengthReward, WatchLength
@@ -77,6 +79,7 @@ __all__ = [
     "GroupLengthPenalty",
     "GroupNorm",
     "GroupStats",
+    "Hierarchical",
     "KLPenalty",
     "LeaveOneOut",
     "LengthPenalty",
@@ -109,6 +112,7 @@ __all__ = [
     "WatchSteps",
     "WatchVerification",
     "WeightedAdvantages",
+    "WeightedSteps",
     "Whiten",
     "apply_moments",
     "auroc",
@@ -126,6 +130,7 @@ __all__ = [
     "group_normalise",
     "group_stats",
     "group_sum",
+    "hierarchical_rewards",
     "kl_estimate",
     "leave_one_out_mean",
     "length_penalised",
@@ -144,6 +149,7 @@ __all__ = [
     "self_reward_advantages",
     "shaping_function",
     "shrink_scores",
+    "sigmoid_step_weights",
     "signed_by_outcome",
     "squash",
     "std_threshold",

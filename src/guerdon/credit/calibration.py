@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, planned_name
-from guerdon.errors import ChainError, ConfigError
+from guerdon.errors import CapabilityError, ChainError, ConfigError
 from guerdon.rewards import Reasons, Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -129,19 +129,29 @@ class SwitchAt(_Pair):
 
     Attributes:
         step: in optimiser steps (`rollouts.clock.step`).
+        share: of the run instead, in [0, 1]; the run's length must then be known.
         evaluation: which one evaluation batches (clock.training False) see: "name", or "clock" for the same rule.
     """
 
     step: int = 0
     evaluation: Literal["name", "clock"] = "name"
+    share: float | None = None
 
     scope: ClassVar[Literal["row", "group", "batch"]] = "row"
 
     def __post_init__(self) -> None:
+        if self.share is not None and not (0 <= self.share <= 1 and self.step == 0):
+            raise ConfigError(f"share={self.share} is in [0, 1] and stands in the place of step={self.step}")
         if self.evaluation not in ("name", "clock"):
             raise ConfigError(f"evaluation={self.evaluation!r}: use 'name' or 'clock'")
 
     def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
         first, second = self._both(scores)
-        early = rollouts.clock.step < self.step and (rollouts.clock.training or self.evaluation == "clock")
+        clock = rollouts.clock
+        if self.share and clock.training and not clock.total:
+            raise CapabilityError(
+                f"a warm-up of {self.share} of the run needs to know how long the run is: set the number of steps (max_steps)"
+            )
+        before = clock.step < self.step if self.share is None else clock.progress < self.share
+        early = before and (clock.training or self.evaluation == "clock")
         return scores.with_source(self.name, second if early else first, drop=[self.by])

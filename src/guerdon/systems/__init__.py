@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from guerdon.systems.cdr import cdr
     from guerdon.systems.clip_delta import clip_delta
     from guerdon.systems.co_reward import co_reward, co_rewarding_ii, majority_vote
     from guerdon.systems.crm import crm
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from guerdon.systems.likelihood import likelihood, nover
     from guerdon.systems.noisy_rpr import noisy_rpr, rpr_calibrated
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
+    from guerdon.systems.p2s import p2s
     from guerdon.systems.par import par
     from guerdon.systems.pure import pure, pure_sum
     from guerdon.systems.rlpr import rlpr
@@ -55,6 +57,8 @@ SYSTEMS: dict[str, Entry] = {
     "igpo": Entry("igpo", "igpo"),
     "co_reward": Entry("co_reward", "co_reward"),
     "csr": Entry("csr", "csr"),
+    "p2s": Entry("p2s", "p2s"),
+    "cdr": Entry("cdr", "cdr"),
 }
 
 # Other names a composition goes by; buildable, but no entry of the catalogue.
@@ -74,6 +78,7 @@ VARIANTS: dict[str, Entry] = {
 __all__ = [
     "SYSTEMS",
     "VARIANTS",
+    "cdr",
     "clip_delta",
     "co_reward",
     "co_rewarding_ii",
@@ -91,6 +96,7 @@ __all__ = [
     "noisy_rpr",
     "nover",
     "outcome",
+    "p2s",
     "par",
     "pure",
     "pure_sum",

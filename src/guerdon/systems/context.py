@@ -79,6 +79,8 @@ class Context:
             "max_completion_length": lambda: self.task.max_completion_length,
             "prm": self._process_reward_model,
             "crm": self._conciseness_model,
+            "strong": lambda: self._tiny_model(aligned=True),
+            "weak": lambda: self._tiny_model(aligned=False),
             **{key: partial(self.task.notes.__getitem__, key) for key in self.task.notes},
             **self.offers,
         }
@@ -91,6 +93,15 @@ class Context:
         from guerdon.signals.learned.tiny_prm import tiny_prm
 
         return str(tiny_prm())
+
+    def _tiny_model(self, *, aligned: bool) -> Any:
+        """For a density ratio on the built-in task: tiny policies that have seen right solutions only, or flawed ones as well."""
+        if self.task.name.partition(":")[0] != "sums" or self.model != "tiny":
+            return inspect.Parameter.empty
+        from guerdon.tasks.arithmetic import NO_NOISE
+        from guerdon.tasks.tiny import WarmStart, tiny_policy
+
+        return tiny_policy(warm_start=WarmStart(noise=NO_NOISE)) if aligned else tiny_policy()
 
     def _conciseness_model(self) -> Any:
         """The small conciseness reward model trained for the built-in task, which any policy can use: it reads texts."""

@@ -1,0 +1,127 @@
+"""P2S's claim: where every rollout of a group is wrong, an outcome reward is flat and path faithfulness still says which one came further.
+
+Trained: a tiny policy that is nearly always wrong, `p2s_training`. Measured: hand-made reasoning, `p2s_probe`. Finished runs are kept in the
+budget's folder, so an interrupted reproduction goes on where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from guerdon.systems.reproduction import Budget, Claim, Reproduction
+from guerdon.systems.reproductions.p2s_probe import gains, generic_gains, items, ordering
+from guerdon.systems.reproductions.p2s_training import (
+    ARMS,
+    OUTCOME,
+    P2S,
+    PLAN,
+    RLPR,
+    SMOKE,
+    Run,
+    run_arm,
+    starting_policy,
+)
+from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+
+
+def reproduce(budget: Budget) -> Reproduction:
+    """About ten minutes on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices of this size are no faster on two
+    try:
+        runs = _trained(budget)
+        claims = [_training_claim(runs), _ordering_claim(budget), *_measured(budget)]
+    finally:
+        torch.set_num_threads(threads)
+    first = runs[P2S][0]
+    return Reproduction(
+        slug="p2s",
+        claim="A policy that is nearly always wrong learns from P2S's steps what it cannot learn from outcomes alone.",
+        claims=claims,
+        seeds=budget.seed_list(5),
+        table=[_row(arm, found) for arm, found in runs.items()],
+        curves={arm: {"x": first.x, "y": [run.accuracy for run in found]} for arm, found in runs.items()},
+        axes=("step", "held-out accuracy"),
+        notes=[
+            f"Table: mean [least, greatest] over seeds, after {PLAN.steps} steps of {PLAN.prompts} prompts x {PLAN.group} rollouts; accuracy on "
+            f"{PLAN.samples} held-out rollouts at temperature 1, {first.accuracy[0]:.3f} at the start. All arms and seeds start from one "
+            "warm-started policy and see the same prompts in the same order; P2S also samples 4 chains for each question that no rollout solves.",
+            "Gold chains come from the policy itself: after the question and its answer it reasons rightly, after the question alone it states a "
+            "wrong sum in most lines. A policy that reasons no better with the answer than without it has nothing to teach itself.",
+            "The outcome of both GRPO arms is the task's verifier; the loss has no KL term and divides token sums by a constant. RLPR is its "
+            "reward, the mean probability of the reference's tokens, without debiasing, format term and filter.",
+        ],
+    )
+
+
+def _row(arm: str, found: Sequence[Run]) -> dict[str, Any]:
+    return {
+        "reward": arm,
+        "accuracy": over_seeds([run.accuracy[-1] for run in found], 3),
+        "half way": over_seeds([run.accuracy[len(run.accuracy) // 2] for run in found], 3),
+    }
+
+
+def _trained(budget: Budget) -> dict[str, list[Run]]:
+    policy = starting_policy(budget.smoke)
+    runs: dict[str, list[Run]] = {arm: [] for arm in ARMS}
+    for seed in budget.seed_list(5):  # seeds outermost: what is done when interrupted is whole seeds
+        for arm in ARMS:
+            budget.say(f"seed {seed}: {arm}")
+            runs[arm].append(run_arm(arm, seed, SMOKE if budget.smoke else PLAN, policy, budget.folder))
+    return runs
+
+
+def _training_claim(runs: dict[str, list[Run]]) -> Claim:
+    above = [100 * (a.accuracy[-1] - b.accuracy[-1]) for a, b in zip(runs[P2S], runs[OUTCOME], strict=True)]
+    rlpr = [100 * (a.accuracy[-1] - b.accuracy[-1]) for a, b in zip(runs[P2S], runs[RLPR], strict=True)]
+    held = [over >= 5 and beside >= -1 for over, beside in zip(above, rlpr, strict=True)]
+    start = runs[P2S][0].accuracy[0]
+    return Claim(
+        "from an accuracy below 10 %, P2S ends at least 5 points above outcome only and not more than 1 point below RLPR's mean probability, "
+        "in at least 4 of 5 seeds",
+        enough(held) and start < 0.1,
+        f"{held_in(held)}, from {100 * start:.1f} %; above outcome only by {over_seeds(above, 1)} points, above RLPR by {over_seeds(rlpr, 1)}",
+    )
+
+
+def _ordering_claim(budget: Budget) -> Claim:
+    from guerdon.lm import LocalModel
+
+    budget.say("ordering wrong solutions")
+    count = 4 if budget.smoke else 60
+    share, advantages = ordering(LocalModel(starting_policy(budget.smoke)), count)
+    flat = float((advantages.abs() < 1e-6).double().mean())
+    return Claim(
+        f"{count} groups of wrong solutions with 0, 1, 2 and 3 right lines: no advantage is zero (with outcome only all are), and pairs are "
+        "ordered by their right lines in at least 80 %",
+        share >= 0.8 and flat == 0.0,
+        f"{100 * share:.0f} % of the pairs; {100 * flat:.0f} % of the advantages are zero",
+    )
+
+
+def _measured(budget: Budget) -> list[Claim]:
+    from guerdon.lm import LocalModel
+
+    budget.say("hand-made reasoning under the 135M model")
+    model, asked = LocalModel("smollm2"), items(2 if budget.smoke else 20)
+    own, other = gains(model, asked)
+    generic = generic_gains(model, asked)
+    empty = [float(x.mean()) for x in gains(model, asked, "empty")], float(generic_gains(model, asked, "empty").mean())
+    share = float((own > other).double().mean())
+    return [
+        Claim(
+            f"135M model, {len(asked)} questions: the own question's reasoning has more path faithfulness than another question's, in at least 85 %",
+            share >= 0.85,
+            f"{100 * share:.0f} %; mean {float(own.mean()):.2f} against {float(other.mean()):.2f} nats a token "
+            f"({empty[0][0]:.2f} against {empty[0][1]:.2f} over the empty prefix)",
+        ),
+        Claim(
+            "against the masked prefix a sentence that says nothing brings less than 0.1 nats a token",
+            float(generic.mean()) < 0.1,
+            f"{float(generic.mean()):.2f} ({empty[1]:.2f} over the empty prefix)",
+        ),
+    ]
