@@ -48,6 +48,16 @@ def test_reasoning_gym_uses_its_own_scorer():
     assert "<answer>" in task.to_dataset(chat=True)[0]["prompt"][0]["content"]
 
 
+def test_reasoning_gym_finds_answers_by_another_rule():
+    task = load_task("reasoning-gym:chain_sum,extract=last_number,instruction=Be brief.", train_size=4, held_out_size=4)
+    row = task.held_out[0]
+    right, nothing = task.true_success([f"it is 1, no, {row['answer']}", "I do not know"], [row] * 2)
+    assert right.value == 1.0 and nothing.value == 0.0 and "last_number" in nothing.reason
+    assert task.to_dataset(chat=True)[0]["prompt"][0]["content"].endswith("Be brief.")
+    with pytest.raises(ConfigError, match="last_number"):
+        load_task("reasoning-gym:chain_sum,extract=lastnumber", train_size=4, held_out_size=4)
+
+
 def test_jsonl(tmp_path):
     task = load_task(write(tmp_path / "p.jsonl", ROWS), held_out=0.25)
     assert len(task.held_out) == 5 and len(task.train) == 15

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from guerdon.errors import ConfigError, DataError
 from guerdon.extras import require
+from guerdon.signals.verifiable.extraction import Extract, extractor
 from guerdon.signals.verifiable.verdict import Verdict
 from guerdon.tasks.base import Row, Task, Verifier, prompt_key
 
@@ -25,12 +27,22 @@ VERIFIERS = {"math": "Math", "exact": "Exact", "numeric": "Numeric", "choice": "
 
 
 def reasoning_gym_task(
-    dataset: str, *, train_size: int = 512, held_out_size: int = 128, seed: int = 0, tag: str = "answer", **options: Any
+    dataset: str,
+    *,
+    train_size: int = 512,
+    held_out_size: int = 128,
+    seed: int = 0,
+    tag: str = "answer",
+    extract: Extract = "tag",
+    instruction: str | None = None,
+    **options: Any,
 ) -> Task:
     """A task of procedurally generated questions, scored by the generator's own scorer.
 
     dataset: a reasoning-gym data set such as "chain_sum". options: its configuration.
     tag: the completion's answer is the last ``<tag>...</tag>``; without one the answer is empty, which scores 0.
+    extract: another rule for where the answer is (`verifiable.extraction`), such as "last_number" for a model too small to keep to
+        a format. instruction: put after every question; default: what the rule asks for.
 
     Held-out questions come from another seed; those that also occur in training are left out. Columns: prompt, answer,
     index (of the generated entry).
@@ -45,6 +57,16 @@ def reasoning_gym_task(
     except (ValueError, TypeError, AssertionError) as error:
         raise ConfigError(_gym_complaint(name, dataset, options, error)) from error
     entries = {split: [source[i] for i in range(len(source))] for split, source in made.items()}
+    find: Callable[[str], str | None]
+    if extract == "tag":
+        find, missing = partial(gym.utils.extract_answer, tag_name=tag), f"no <{tag}> tag"
+        asks = f"Think step by step, with a blank line after each step. Then give only the final answer between <{tag}> and </{tag}>."
+    else:
+        try:
+            find, missing = extractor(extract), f"no answer found by the rule {extract!r}"
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
+        asks = "Think step by step, with a blank line after each step. End with the final answer."
 
     def rows(split: str) -> list[Row]:
         return [
@@ -55,9 +77,9 @@ def reasoning_gym_task(
     def verify(completions: Sequence[str], asked: Sequence[Row]) -> list[Verdict]:
         verdicts = []
         for completion, row in zip(completions, asked, strict=True):
-            answer = gym.utils.extract_answer(completion, tag_name=tag)
+            answer = find(completion)
             value = float(made[row["split"]].score_answer(answer, entries[row["split"]][row["index"]]))
-            reason = None if value >= 1.0 else f"no <{tag}> tag" if answer is None else f"answered {answer[:60]!r}"
+            reason = None if value >= 1.0 else missing if answer is None else f"answered {answer[:60]!r}"
             verdicts.append(Verdict(0.0 if answer is None else value, reason))
         return verdicts
 
@@ -68,7 +90,7 @@ def reasoning_gym_task(
         held_out=_unseen(rows("held_out"), train, name),
         verify=verify,
         max_completion_length=512,
-        instruction=f"Think step by step, with a blank line after each step. Then give only the final answer between <{tag}> and </{tag}>.",
+        instruction=asks if instruction is None else instruction,
     )
 
 
