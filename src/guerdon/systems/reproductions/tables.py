@@ -4,7 +4,7 @@
     python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page is out of date
 
 A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
-defaults; between those of "results" what results/<slug>.json says. README has a "demo" block, of results/demo.json, and
+defaults; between those of "results" what results/<slug>.json says; docs/systems/README.md lists all systems. README has a "demo" block, of results/demo.json, and
 docs/speed.md one for each benchmark, of benchmarks/results/NAME.json.
 """
 
@@ -19,7 +19,8 @@ from typing import Any
 
 from guerdon.errors import DataError
 from guerdon.repository import root
-from guerdon.systems.base import Placeholder, builder_of
+from guerdon.systems import SYSTEMS
+from guerdon.systems.base import Placeholder, builder_of, published
 from guerdon.systems.reproductions.bench_blocks import BENCH_BLOCKS
 
 
@@ -117,10 +118,33 @@ def replaced(page: str, block: str, text: str) -> str:
     return f"{head}{begin(block)}\n\n{text}\n\n{end(block)}{tail}"
 
 
+def systems_block(folder: Path) -> str:
+    """Markdown of every published system: its page, what it does, and whether its claim was reproduced here."""
+    rows = []
+    for slug in SYSTEMS:
+        known, found = published(slug), folder / "results" / f"{slug}.json"
+        state = "not recorded"
+        if found.exists():
+            record = json.loads(found.read_text("utf-8"))
+            state = f"{'yes' if record['passed'] else 'not all of it'}, {len(record['seeds'])} seeds"
+        page = folder / "docs" / "systems" / f"{slug}.md"
+        rows.append(
+            {
+                "system": f"[{known.title}]({slug}.md)" if page.exists() else known.title,
+                "name here": f"`{slug}`",
+                "what it does": known.summary,
+                "reproduced": "is the yardstick" if not known.vectors else state,
+            }
+        )
+    return "\n".join(markdown_table(rows))
+
+
 def refreshed(page: str, slug: str, folder: Path) -> str:
     """The page with each block that it has written anew; a results block without a file says how to get one."""
     if begin("composition") in page:
         page = replaced(page, "composition", composition_block(slug))
+    if begin("systems") in page:
+        page = replaced(page, "systems", systems_block(folder))
     if begin("demo") in page:
         path = folder / "results" / "demo.json"
         missing = "Not recorded yet: `make demo`."
@@ -150,7 +174,7 @@ def bench_block(name: str, record: Mapping[str, Any]) -> str:
 def pages(folder: Path) -> list[Path]:
     """README, the page of benchmarks and every docs page of a system that have a block."""
     found = [folder / "README.md", folder / "docs" / "speed.md", *sorted((folder / "docs" / "systems").glob("*.md"))]
-    blocks = ("composition", "results", "demo", *BENCH_BLOCKS)
+    blocks = ("composition", "results", "systems", "demo", *BENCH_BLOCKS)
     return [p for p in found if p.exists() and any(begin(block) in p.read_text("utf-8") for block in blocks)]
 
 
