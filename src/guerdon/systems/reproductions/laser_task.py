@@ -68,7 +68,15 @@ def _remark(rng: random.Random) -> list[str]:
 def remarking_policy(steps: int = 900, seed: int = 0, config: TinyConfig | None = None) -> str:
     """Path of the warm-started policy, trained on first use (about three minutes on one thread) and cached."""
     config = config or SHAPE
-    settings = {"seed": seed, "steps": steps, "model": asdict(config), "slip": SLIP, "remark": REMARK, "marked": MARKED, "off": OFF}
+    settings = {
+        "seed": seed,
+        "steps": steps,
+        "model": asdict(config),
+        "slip": SLIP,
+        "remark": REMARK,
+        "marked": MARKED,
+        "off": OFF,
+    }
 
     def build(directory: Path) -> None:
         tokenizer = tiny.char_tokenizer()
