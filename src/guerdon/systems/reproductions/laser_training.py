@@ -188,7 +188,9 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
     system = systems(plan)[arm](TaskReward(task))
     name = "".join(c if c.isalnum() else "-" for c in arm)
     file = folder / f"{name}-{seed}.json" if folder else None
-    budget = {key: value for key, value in asdict(plan).items() if key not in ("coefficient", "beta")}  # the arm says these
+    budget = {
+        key: value for key, value in asdict(plan).items() if key not in ("coefficient", "beta")
+    }  # the arm says these
     asked = {"arm": str(system), "seed": seed, "plan": budget, "policy": Path(policy).name}
     if file is not None and file.exists():
         record = json.loads(file.read_text())
