@@ -47,7 +47,7 @@ def test_the_reproduction_runs_and_is_recorded(tmp_path: Path) -> None:
 
     budget = reproduction.Budget(smoke=True, folder=tmp_path / "runs", say=lambda _: None)
     result = module.reproduce(budget)
-    assert list(result.seeds) == [0, 1] and len(result.table) == 3 and len(result.claims) == 5
+    assert list(result.seeds) == [0, 1] and len(result.table) == 5 and len(result.claims) == 5
     for curve in result.curves.values():
         assert [len(line) for line in curve["y"]] == [len(curve["x"])] * 2
     assert len(list((tmp_path / "runs").glob("*.json"))) == 8

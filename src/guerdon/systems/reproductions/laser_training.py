@@ -29,21 +29,22 @@ GRPO, LASER = "GRPO", "GRPO + LaSeR"
 
 @dataclass(frozen=True)
 class Plan:
-    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; at the end `votes` votes of `voters` samples a prompt."""
+    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; every `every` of them `votes` votes of `voters` samples a prompt."""
 
     steps: int = 40
     prompts: int = 12
     group: int = 8
-    lr: float = 2e-4
+    lr: float = 3e-4
     warmup: int = 5
-    votes: int = 2
+    every: int = 8
+    votes: int = 1
     voters: int = 8
     tokens: int = 72
-    coefficient: float = 1.0
+    coefficient: float = 2.0
     beta: float = 0.08
 
 
-SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, votes=1, voters=2, tokens=24)
+SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, every=1, votes=1, voters=2, tokens=24)
 
 
 def systems(plan: Plan) -> dict[str, Callable[[Any], System]]:
@@ -74,12 +75,19 @@ class Measured:
 
 @dataclass
 class Run:
-    """end: on held-out prompts. accuracy, auc: of the training rollouts of each step. calibration: constant, spread, log Z."""
+    """x, held_out: steps and what was measured on held-out prompts after them. accuracy, auc: of the training rollouts of each step.
+    calibration: constant, spread, log Z."""
 
-    end: dict[str, Any]
+    x: list[int] = field(default_factory=list)
+    held_out: list[dict[str, Any]] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
     auc: list[float] = field(default_factory=list)
     calibration: list[float] = field(default_factory=list)
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """The last measurement."""
+        return self.held_out[-1]
 
 
 def starting_policy(smoke: bool) -> str:
@@ -151,16 +159,27 @@ def measure(policy: Any, task: Task, plan: Plan, seed: int, signal: LastTokenSco
 
 
 class Watch:
-    """Monitor: accuracy of each training generation, and the AUC of its scores."""
+    """Monitor: accuracy of each training generation and the AUC of its scores; every few steps, votes on held-out prompts."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, task: Task, plan: Plan, signal: LastTokenScore | None) -> None:
+        self.run, self.task, self.plan, self.signal = run, task, plan, signal
+
+    def attach(self, trainer: Any) -> None:
+        self.policy = trainer.instruments.policy
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> None:
         right = scores.raw["answer"].values[:, 0].tolist()
         self.run.accuracy.append(sum(right) / len(right))
         if "self" in scores.raw:
             self.run.auc.append(auroc(scores.raw["self"].values[:, 0].nan_to_num(nan=0.0).tolist(), right))
+        step = rollouts.clock.step
+        if step and step % self.plan.every == 0:
+            self.measure(step, rollouts.clock.seed)
+
+    def measure(self, step: int, seed: int) -> None:
+        found = measure(self.policy, self.task, self.plan, 1000 * seed + step, self.signal)
+        self.run.x.append(step)
+        self.run.held_out.append(asdict(found))
 
 
 def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
@@ -169,7 +188,10 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
     system = systems(plan)[arm](TaskReward(task))
     name = "".join(c if c.isalnum() else "-" for c in arm)
     file = folder / f"{name}-{seed}.json" if folder else None
-    asked = {"arm": str(system), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
+    budget = {
+        key: value for key, value in asdict(plan).items() if key not in ("coefficient", "beta")
+    }  # the arm says these
+    asked = {"arm": str(system), "seed": seed, "plan": budget, "policy": Path(policy).name}
     if file is not None and file.exists():
         record = json.loads(file.read_text())
         if record["asked"] == asked:
@@ -191,7 +213,8 @@ def train(system: System, task: Task, seed: int, plan: Plan, policy: str) -> Run
     from guerdon.engines.trl import CreditTrainer, RolloutLog
     from guerdon.lm.load import load_tokenizer
 
-    run = Run({})
+    run, signal = Run(), system.signals.get("self")
+    watch = Watch(run, task, plan, signal)
     with tempfile.TemporaryDirectory() as scratch:
         args = GRPOConfig(
             scratch,
@@ -220,14 +243,13 @@ def train(system: System, task: Task, seed: int, plan: Plan, policy: str) -> Run
             args=args,
             train_dataset=task.to_dataset("train"),
             processing_class=load_tokenizer(policy),
-            monitors=[Watch(run)],
+            monitors=[watch],
             rollout_log=RolloutLog(every=0),
             log_dir=scratch,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        signal = system.signals.get("self")
-        run.end = asdict(measure(trainer.instruments.policy, task, plan, seed + 1000, signal))
+        watch.measure(plan.steps, seed)
     if signal is not None:
         run.calibration = list(signal.update(Rollouts.from_texts([], []), Scores({}, torch.zeros(0))).values())
     return run
