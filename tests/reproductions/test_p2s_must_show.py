@@ -83,10 +83,10 @@ def test_the_reproduction_runs_and_is_recorded(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "_measured", lambda budget: [])  # the 135M model has its own test above
     budget = reproduction.Budget(smoke=True, folder=tmp_path / "runs", say=lambda _: None)
     result = module.reproduce(budget)
-    assert list(result.seeds) == [0, 1] and len(result.table) == 3 and len(result.claims) == 2
+    assert list(result.seeds) == [0, 1] and len(result.table) == 4 and len(result.claims) == 3
     for curve in result.curves.values():
         assert [len(line) for line in curve["y"]] == [len(curve["x"])] * 2
-    assert len(list((tmp_path / "runs").glob("*.json"))) == 6
+    assert len(list((tmp_path / "runs").glob("*.json"))) == 8
     assert module.reproduce(budget).table == result.table, "finished runs are read back"
     path = reproduction.save(result, tmp_path, command="guerdon reproduce p2s", seconds=1.0, versions={})
     assert json.loads(path.read_text())["slug"] == "p2s" and (tmp_path / "p2s.svg").exists()

@@ -298,3 +298,22 @@ def test_vectors_take_missing_numbers() -> None:
     assert float(found["reward"]) == 0.0
     assert math.isnan(VECTORS["density_ratio_reward"](["a", "b"], none, ["a", "b"], none, 0, 1)["reward"])
     assert VECTORS["best_of_n_pair"]([None, 1.0, 0.0], ["a", "b", "c"])["chosen"] == 1
+
+
+def test_the_built_in_task_offers_a_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    from guerdon.systems.context import Context, build
+    from guerdon.tasks import load_task, tiny
+
+    asked: list[Any] = []
+    monkeypatch.setattr(tiny, "tiny_policy", lambda **options: asked.append(options) or f"policy{len(asked)}")
+    task = load_task("sums,train_size=20,held_out_size=5")
+    system = build("cdr:reduction=mean", Context(task, None, "tiny"))
+    assert "strong='policy1', weak='policy2', 'mean'" in str(system)
+    assert asked[0]["warm_start"].noise == asked[0]["warm_start"].noise.__class__() and asked[1] == {}
+    with pytest.raises(ConfigError, match="strong"):
+        build("cdr", Context(task, None, "tiny", model="smollm2"))
+
+
+def test_a_chat_prompt_without_a_user_turn_is_left_alone() -> None:
+    system_only = [{"role": "system", "content": "x"}]
+    assert customise_messages(system_only, "SAFETY", {}, "ex") == system_only

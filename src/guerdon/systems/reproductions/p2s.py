@@ -15,6 +15,7 @@ from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions.p2s_probe import gains, generic_gains, items, ordering
 from guerdon.systems.reproductions.p2s_training import (
     ARMS,
+    MEAN,
     OUTCOME,
     P2S,
     PLAN,
@@ -33,7 +34,7 @@ def reproduce(budget: Budget) -> Reproduction:
     torch.set_num_threads(1)  # matrices of this size are no faster on two
     try:
         runs = _trained(budget)
-        claims = [_training_claim(runs), _ordering_claim(budget), *_measured(budget)]
+        claims = [_training_claim(runs, P2S), _training_claim(runs, MEAN), _ordering_claim(budget), *_measured(budget)]
     finally:
         torch.set_num_threads(threads)
     first = runs[P2S][0]
@@ -51,7 +52,10 @@ def reproduce(budget: Budget) -> Reproduction:
             "warm-started policy and see the same prompts in the same order; P2S also samples 4 chains for each question that no rollout solves.",
             "Gold chains come from the policy itself: after the question and its answer it reasons rightly, after the question alone it states a "
             "wrong sum in most lines. A policy that reasons no better with the answer than without it has nothing to teach itself.",
-            "The outcome of both GRPO arms is the task's verifier; the loss has no KL term and divides token sums by a constant. RLPR is its "
+            "The paper does not say whether a suffix counts by the mean or by the sum of its tokens' log-probabilities. With the mean, the last step's "
+            "log pi(y* | q, z), unbounded below, varies several times as much within a group as all other steps together, and says little about the lines "
+            "of a wrong solution; both are trained.",
+            "The outcome of all arms but RLPR is the task's verifier; the loss has no KL term and divides token sums by a constant. RLPR is its "
             "reward, the mean probability of the reference's tokens, without debiasing, format term and filter.",
         ],
     )
@@ -75,14 +79,14 @@ def _trained(budget: Budget) -> dict[str, list[Run]]:
     return runs
 
 
-def _training_claim(runs: dict[str, list[Run]]) -> Claim:
-    above = [100 * (a.accuracy[-1] - b.accuracy[-1]) for a, b in zip(runs[P2S], runs[OUTCOME], strict=True)]
-    rlpr = [100 * (a.accuracy[-1] - b.accuracy[-1]) for a, b in zip(runs[P2S], runs[RLPR], strict=True)]
+def _training_claim(runs: dict[str, list[Run]], arm: str) -> Claim:
+    above = [100 * (a.accuracy[-1] - b.accuracy[-1]) for a, b in zip(runs[arm], runs[OUTCOME], strict=True)]
+    rlpr = [100 * (a.accuracy[-1] - b.accuracy[-1]) for a, b in zip(runs[arm], runs[RLPR], strict=True)]
     held = [over >= 5 and beside >= -1 for over, beside in zip(above, rlpr, strict=True)]
-    start = runs[P2S][0].accuracy[0]
+    start = runs[arm][0].accuracy[0]
     return Claim(
-        "from an accuracy below 10 %, P2S ends at least 5 points above outcome only and not more than 1 point below RLPR's mean probability, "
-        "in at least 4 of 5 seeds",
+        f"{arm}: from an accuracy below 10 %, it ends at least 5 points above outcome only and not more than 1 point below RLPR's mean "
+        "probability, in at least 4 of 5 seeds",
         enough(held) and start < 0.1,
         f"{held_in(held)}, from {100 * start:.1f} %; above outcome only by {over_seeds(above, 1)} points, above RLPR by {over_seeds(rlpr, 1)}",
     )

@@ -22,7 +22,8 @@ from guerdon.tasks.hinted import HINT, TERMS, hinted_policy
 from guerdon.tasks.tiny import TinyConfig
 
 LAYOUT = ChainLayout(answer=("#", ""))
-OUTCOME, RLPR, P2S = "outcome only", "mean probability (RLPR)", "P2S"
+OUTCOME, RLPR = "outcome only", "mean probability (RLPR)"
+MEAN, P2S = "P2S, mean over the suffix (default)", "P2S, sum over the suffix"
 
 
 def mean_probability() -> System:
@@ -37,10 +38,13 @@ def mean_probability() -> System:
 ARMS: dict[str, Callable[[Task], System]] = {
     OUTCOME: lambda task: grpo(verifier=TaskReward(task), eps=1e-6),
     RLPR: lambda task: mean_probability(),
-    P2S: lambda task: p2s(verifier=TaskReward(task), layout=LAYOUT, hint=HINT, format_warmup=0.0),
+    MEAN: lambda task: p2s(verifier=TaskReward(task), layout=LAYOUT, hint=HINT, format_warmup=0.0),
+    P2S: lambda task: p2s(
+        verifier=TaskReward(task), layout=LAYOUT, hint=HINT, format_warmup=0.0, suffix_reduction="sum"
+    ),
 }
-PLAN = Plan(steps=40, prompts=12, group=4, lr=2e-4, every=10, samples=1024, tokens=24)
-SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=8, tokens=24)
+PLAN = Plan(steps=30, prompts=12, group=4, lr=2e-4, every=10, samples=512, tokens=28)
+SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=8, tokens=28)
 
 
 def starting_policy(smoke: bool) -> str:
