@@ -1,7 +1,7 @@
 """Look-ups with and without evidence, and a policy that is over-confident where there is none.
 
-    evidence      c5e2:e=\\n    2|7.      the digit that belongs to the letter, and a digit for how sure the policy says it is
-    no evidence   c5e2:k=\\n    3|7.      the letter is not there: the label is a random digit, another one for each question
+    evidence      kc5e=\\n    5|7.      the digit in the prompt, and a digit for how sure the policy says it is
+    no evidence   kcje=\\n    3|7.      there is no digit: the label is a random one, another for each question
 
 Digits are 0 to 7. The policy has learned from demonstrations: right in three of five questions with evidence, a random digit in the others;
 3 in seven of ten questions without. What it says about its sureness is random, so that it can be taught.
@@ -25,10 +25,10 @@ KNOWS, BIASED = 0.6, 0.7
 
 def make_row(rng: random.Random, evidence: bool) -> Row:
     """A question with its label."""
-    first, second, third = rng.sample(LETTERS, 3)
-    x, y = rng.randrange(DIGITS), rng.randrange(DIGITS)
-    asked, label = rng.choice([(first, x), (second, y)]) if evidence else (third, rng.randrange(DIGITS))
-    return {"prompt": f"{first}{x}{second}{y}:{asked}=\n", "answer": str(label), "evidence": evidence}
+    first, second, third, fourth = rng.sample(LETTERS, 4)
+    label = str(rng.randrange(DIGITS))
+    shown = label if evidence else fourth
+    return {"prompt": f"{first}{second}{shown}{third}=\n", "answer": label, "evidence": evidence}
 
 
 def answer_of(text: str) -> str | None:
