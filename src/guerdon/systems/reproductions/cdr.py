@@ -6,7 +6,6 @@ Finished seeds are kept in the budget's folder.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import torch
 
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions import cdr_family as tiny_family
+from guerdon.systems.reproductions.arm import kept_run
 from guerdon.systems.reproductions.cdr_family import SMOKE, UNITS, Size
 from guerdon.systems.reproductions.cdr_probe import NOISE, damaged, flips, helpful_pairs, rankings
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
@@ -106,19 +106,8 @@ def _seeds(budget: Budget) -> list[Seed]:
 
 def _kept(seed: int, size: Size, folder: Path | None) -> Seed:
     """One seed, read back where it was finished before."""
-    file = folder / f"seed-{seed}.json" if folder else None
     asked = {"size": asdict(size), "flaws": asdict(FLAWS), "pair": [STRONG, WEAK]}
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == json.loads(json.dumps(asked)):
-            return Seed(**record["seed"])
-    made = run_seed(seed, size)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "seed": asdict(made)}))
-        draft.replace(file)
-    return made
+    return Seed(**kept_run(folder, f"seed-{seed}", asked, lambda: asdict(run_seed(seed, size))))
 
 
 def run_seed(seed: int, size: Size) -> Seed:

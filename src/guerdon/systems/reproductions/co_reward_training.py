@@ -13,9 +13,10 @@ from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement import SameViewVote
 from guerdon.system import System
 from guerdon.systems.co_reward import co_reward, co_rewarding_ii
+from guerdon.systems.reproductions.arm import kept_run
 from guerdon.systems.reproductions.co_reward_tabular import ARMS, CROSS, OWN, TEACHER
 from guerdon.systems.reproductions.co_reward_task import OWN_ANSWER, two_templates
-from guerdon.systems.reproductions.short_answers import SMOKE, Plan, kept_run, train
+from guerdon.systems.reproductions.short_answers import SMOKE, Plan, train
 from guerdon.tasks.base import Task
 
 EXTRACT = "after:#"

@@ -19,8 +19,9 @@ from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.csr import csr
 from guerdon.systems.outcome import grpo
+from guerdon.systems.reproductions.arm import kept_run
 from guerdon.systems.reproductions.csr_task import HABIT, answer_of, look_ups, said
-from guerdon.systems.reproductions.short_answers import SMOKE, Plan, kept_run, train
+from guerdon.systems.reproductions.short_answers import SMOKE, Plan, train
 from guerdon.tasks.base import Task
 
 CORRECT, CSR, SPOKEN = "correctness only", "CSR, lam 0.5", "correctness - (spoken confidence - correctness)²"

@@ -6,7 +6,6 @@ The token world is `endogenous_mdp`. Finished worlds are kept in the budget's fo
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
+from guerdon.systems.reproductions.arm import kept_run
 from guerdon.systems.reproductions.endogenous_mdp import SMOKE, Plan, run
 from guerdon.systems.reproductions.endogenous_probe import PAIRS, STYLES, probe
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
@@ -80,19 +80,8 @@ def _worlds(budget: Budget) -> dict[int, list[dict[str, float]]]:
 
 
 def _world(horizon: int, seed: int, plan: Plan, again: bool, folder: Path | None) -> dict[str, float]:
-    file = folder / f"world-{horizon}-{seed}.json" if folder else None
     asked: dict[str, Any] = {"horizon": horizon, "seed": seed, "plan": asdict(plan), "again": again}
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return record["returns"]
-    returns = run(horizon, seed, plan, again=again)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "returns": returns}))
-        draft.replace(file)
-    return returns
+    return kept_run(folder, f"world-{horizon}-{seed}", asked, lambda: run(horizon, seed, plan, again=again))
 
 
 def _row(found: dict[int, list[dict[str, float]]], horizon: int, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from guerdon.systems.endogenous import endogenous
+from guerdon.systems.reproductions.arm import train_arm
 
 LETTERS = "abcdef"
 SIZE = len(LETTERS)
@@ -136,51 +137,28 @@ def true_return(path: str, world: World, horizon: int, plan: Plan, seed: int) ->
 def train_on_own_reward(path: str, horizon: int, plan: Plan, seed: int, folder: Path) -> str:
     """Train a copy of the model at `path` on the endogenous reward of that model, frozen; KL 0.01, no entropy bonus. Returns its path."""
     from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
 
-    from guerdon.engines.trl import CreditTrainer, RolloutLog
     from guerdon.lm.load import load_tokenizer
 
     tokenizer = load_tokenizer(path)
     # Episodes have a fixed length and no end: V is 0 after the last token, and there is nothing for the guards to do.
     system = endogenous(terminal="zero", min_tokens=0, max_repeated=None)
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=plan.prompts * plan.group,
-            num_generations=plan.group,
-            max_completion_length=horizon,
-            generation_kwargs={"min_new_tokens": horizon},
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=min(5, plan.steps - 1),
-            temperature=1.0,
-            beta=0.0,
-            loss_type="dapo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            path,
-            system,
-            args=args,
-            train_dataset=Dataset.from_list([{"prompt": start} for start in STARTS]),
-            processing_class=tokenizer,
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        policy: Any = trainer.accelerator.unwrap_model(trainer.model)
-        policy.save_pretrained(folder)
+    trained = train_arm(
+        path,
+        system,
+        Dataset.from_list([{"prompt": start} for start in STARTS]),
+        steps=plan.steps,
+        prompts=plan.prompts,
+        group=plan.group,
+        lr=plan.lr,
+        tokens=horizon,
+        seed=seed,
+        loss_type="dapo",
+        warmup=min(5, plan.steps - 1),
+        generation_kwargs={"min_new_tokens": horizon},
+    )
+    policy: Any = trained.trainer.accelerator.unwrap_model(trained.trainer.model)
+    policy.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

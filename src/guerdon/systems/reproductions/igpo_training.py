@@ -6,19 +6,17 @@ policy that is being trained.
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
 from guerdon.systems.igpo import igpo
+from guerdon.systems.reproductions.arm import kept_run, train_arm
 from guerdon.tasks.base import Task
 from guerdon.tasks.search import search
 
@@ -82,30 +80,14 @@ class Taught:
 def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
     """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
     system = igpo(rewards=ARMS[arm], answer_head="<answer>")
-    name = "".join(c if c.isalnum() else "-" for c in arm)
-    file = folder / f"{name}-{seed}.json" if folder else None
     asked = {"arm": str(system), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
-    asked = json.loads(json.dumps(asked))  # as it is read back: JSON has no tuples
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return Run(**record["run"])
-    run = train(system, seed, plan, policy)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
-        draft.replace(file)
-    return run
+    make = partial(train, system, seed, plan, policy)
+    return Run(**kept_run(folder, f"{arm}-{seed}", asked, lambda: asdict(make())))
 
 
 def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
     """GRPO as the paper has it: token mean of each rollout, then the mean over rollouts, temperature 1; without a KL term."""
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
-
-    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog, multi_turn
-    from guerdon.lm.load import load_tokenizer
+    from guerdon.engines.trl import Evaluator, multi_turn
 
     task, run = search(hops=plan.hops), Run()
     assert task.environment is not None
@@ -119,40 +101,20 @@ def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
         group_size=1,
         kl=False,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=plan.prompts * plan.group,
-            num_generations=plan.group,
-            max_completion_length=task.max_completion_length,
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=plan.warmup,
-            temperature=1.0,
-            beta=0.0,
-            loss_type="grpo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            policy,
-            system,
-            args=args,
-            train_dataset=task.to_dataset("train"),
-            processing_class=load_tokenizer(policy),
-            monitors=[evaluator, Taught(run)],
-            rollout_func=multi_turn(task.environment),
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        run.x = [json.loads(line)["step"] for line in (Path(scratch) / "eval.jsonl").read_text().splitlines()]
+    trained = train_arm(
+        policy,
+        system,
+        task.to_dataset("train"),
+        steps=plan.steps,
+        prompts=plan.prompts,
+        group=plan.group,
+        lr=plan.lr,
+        tokens=task.max_completion_length,
+        seed=seed,
+        loss_type="grpo",
+        warmup=plan.warmup,
+        monitors=[evaluator, Taught(run)],
+        rollout_func=multi_turn(task.environment),
+    )
+    run.x = trained.measured
     return run

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.laser import laser
 from guerdon.systems.outcome import grpo
+from guerdon.systems.reproductions.arm import kept_run, train_arm
 from guerdon.systems.reproductions.laser_task import remarked_sums, remarking_policy
 from guerdon.tasks.base import Task
 from guerdon.tasks.tiny import TinyConfig
@@ -186,70 +186,32 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
     """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
     task = remarked_sums()
     system = systems(plan)[arm](TaskReward(task))
-    name = "".join(c if c.isalnum() else "-" for c in arm)
-    file = folder / f"{name}-{seed}.json" if folder else None
-    budget = {
-        key: value for key, value in asdict(plan).items() if key not in ("coefficient", "beta")
-    }  # the arm says these
+    # Coefficient and beta are in what the arm says of itself.
+    budget = {key: value for key, value in asdict(plan).items() if key not in ("coefficient", "beta")}
     asked = {"arm": str(system), "seed": seed, "plan": budget, "policy": Path(policy).name}
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return Run(**record["run"])
-    run = train(system, task, seed, plan, policy)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
-        draft.replace(file)
-    return run
+    make = partial(train, system, task, seed, plan, policy)
+    return Run(**kept_run(folder, f"{arm}-{seed}", asked, lambda: asdict(make())))
 
 
 def train(system: System, task: Task, seed: int, plan: Plan, policy: str) -> Run:
     """GRPO at temperature 1 without a KL term, token-mean loss."""
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
-
-    from guerdon.engines.trl import CreditTrainer, RolloutLog
-    from guerdon.lm.load import load_tokenizer
-
     run, signal = Run(), system.signals.get("self")
     watch = Watch(run, task, plan, signal)
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=plan.prompts * plan.group,
-            num_generations=plan.group,
-            max_completion_length=plan.tokens,
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=plan.warmup,
-            temperature=1.0,
-            beta=0.0,
-            loss_type="dapo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            policy,
-            system,
-            args=args,
-            train_dataset=task.to_dataset("train"),
-            processing_class=load_tokenizer(policy),
-            monitors=[watch],
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        watch.measure(plan.steps, seed)
+    train_arm(
+        policy,
+        system,
+        task.to_dataset("train"),
+        steps=plan.steps,
+        prompts=plan.prompts,
+        group=plan.group,
+        lr=plan.lr,
+        tokens=plan.tokens,
+        seed=seed,
+        loss_type="dapo",
+        warmup=plan.warmup,
+        monitors=[watch],
+    )
+    watch.measure(plan.steps, seed)
     if signal is not None:
         run.calibration = list(signal.update(Rollouts.from_texts([], []), Scores({}, torch.zeros(0))).values())
     return run

@@ -5,14 +5,11 @@ Arms differ in the reward alone; starting policy, prompts, sampling, steps and o
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.reference_likelihood import ReferenceLikelihood
@@ -20,6 +17,7 @@ from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.likelihood import Form, likelihood
 from guerdon.systems.outcome import rloo
+from guerdon.systems.reproductions.arm import kept_run, train_arm
 from guerdon.systems.reproductions.likelihood_task import SPLICE, Regime, digit_sums
 from guerdon.tasks.base import Task
 
@@ -120,8 +118,6 @@ class Measure:
 def run_arm(arm: str, regime: Regime, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
     """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
     task = digit_sums(regime)
-    name = "".join(c if c.isalnum() else "-" for c in f"{arm}-{regime}")
-    file = folder / f"{name}-{seed}.json" if folder else None
     asked = {
         "arm": str(ARMS[arm](task)),
         "regime": regime,
@@ -129,17 +125,8 @@ def run_arm(arm: str, regime: Regime, seed: int, plan: Plan, policy: str, folder
         "plan": asdict(plan),
         "policy": Path(policy).name,
     }
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return Run(**record["run"])
-    run = train(ARMS[arm](task), task, seed, plan, policy, whole=arm == BASE)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
-        draft.replace(file)
-    return run
+    make = partial(train, ARMS[arm](task), task, seed, plan, policy, whole=arm == BASE)
+    return Run(**kept_run(folder, f"{arm}-{regime}-{seed}", asked, lambda: asdict(make())))
 
 
 def train(system: System, task: Task, seed: int, plan: Plan, policy: str, *, whole: bool) -> Run:
@@ -147,48 +134,21 @@ def train(system: System, task: Task, seed: int, plan: Plan, policy: str, *, who
 
     whole: sample up to the task's cap, for a reward that reads the policy's own answer.
     """
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
-
-    from guerdon.engines.trl import CreditTrainer, RolloutLog
-    from guerdon.lm.load import load_tokenizer
-
     run = Run()
     measure = Measure(task, plan, run)
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=plan.prompts * plan.group,
-            num_generations=plan.group,
-            max_completion_length=task.max_completion_length if whole else plan.scratchpad,
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=plan.warmup,
-            max_grad_norm=1.0,
-            temperature=1.0,
-            beta=0.0,
-            loss_type="dapo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            policy,
-            system,
-            args=args,
-            train_dataset=task.to_dataset("train"),
-            processing_class=load_tokenizer(policy),
-            monitors=[measure],
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        measure.measure(trainer.instruments.policy, plan.steps, seed)
+    trained = train_arm(
+        policy,
+        system,
+        task.to_dataset("train"),
+        steps=plan.steps,
+        prompts=plan.prompts,
+        group=plan.group,
+        lr=plan.lr,
+        tokens=task.max_completion_length if whole else plan.scratchpad,
+        seed=seed,
+        loss_type="dapo",
+        warmup=plan.warmup,
+        monitors=[measure],
+    )
+    measure.measure(trained.trainer.instruments.policy, plan.steps, seed)
     return run

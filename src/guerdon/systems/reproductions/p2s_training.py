@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from guerdon.credit import Drop, GroupNorm, ToTokens
@@ -15,6 +15,7 @@ from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.outcome import grpo
 from guerdon.systems.p2s import p2s
+from guerdon.systems.reproductions.arm import kept_run
 from guerdon.systems.reproductions.sar_training import Plan, Run, train
 from guerdon.tasks.arithmetic import sums
 from guerdon.tasks.base import Task
@@ -63,17 +64,6 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
     """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
     task = task_of()
     system = ARMS[arm](task)
-    name = "".join(c if c.isalnum() else "-" for c in arm)
-    file = folder / f"{name}-{seed}.json" if folder else None
     asked = {"arm": str(system), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return Run(**record["run"])
-    run = train(system, task, seed, plan, policy)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
-        draft.replace(file)
-    return run
+    make = partial(train, system, task, seed, plan, policy)
+    return Run(**kept_run(folder, f"{arm}-{seed}", asked, lambda: asdict(make())))

@@ -6,19 +6,17 @@ Half of the questions have a number as reference, half a few words around the nu
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from guerdon.credit import group_stats
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
+from guerdon.systems.reproductions.arm import kept_run, train_arm
 from guerdon.systems.rlpr import rlpr
 from guerdon.tasks.references import HALVES, Habits, references, references_policy
 
@@ -100,29 +98,14 @@ def starting_policy(smoke: bool) -> str:
 
 def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
     """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
-    name = "".join(c if c.isalnum() else "-" for c in arm)
-    file = folder / f"{name}-{seed}.json" if folder else None
     asked = {"arm": str(ARMS[arm]()), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return Run(**record["run"])
-    run = train(ARMS[arm](), seed, plan, policy)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
-        draft.replace(file)
-    return run
+    make = partial(train, ARMS[arm](), seed, plan, policy)
+    return Run(**kept_run(folder, f"{arm}-{seed}", asked, lambda: asdict(make())))
 
 
 def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
     """Train the policy under a system with GRPO as the paper has it: clip 0.2 / 0.27, no KL, token-mean loss, temperature 1."""
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
-
-    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog
-    from guerdon.lm.load import load_tokenizer
+    from guerdon.engines.trl import Evaluator
 
     task, run = references(), Run()
     evaluator = Evaluator(
@@ -134,43 +117,21 @@ def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
         batch_size=256,
         kl=False,
     )
-    rollouts = plan.prompts * plan.group
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=rollouts,
-            num_generations=plan.group,
-            max_completion_length=plan.tokens,
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=plan.warmup,
-            temperature=1.0,
-            beta=0.0,
-            epsilon=0.2,
-            epsilon_high=0.27,
-            loss_type="dapo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            policy,
-            system,
-            args=args,
-            train_dataset=task.to_dataset("train"),
-            processing_class=load_tokenizer(policy),
-            monitors=[evaluator, GroupStds(run)],
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        records = [json.loads(line) for line in (Path(scratch) / "eval.jsonl").read_text().splitlines()]
-    run.x = [record["step"] for record in records]
+    trained = train_arm(
+        policy,
+        system,
+        task.to_dataset("train"),
+        steps=plan.steps,
+        prompts=plan.prompts,
+        group=plan.group,
+        lr=plan.lr,
+        tokens=plan.tokens,
+        seed=seed,
+        loss_type="dapo",
+        warmup=plan.warmup,
+        monitors=[evaluator, GroupStds(run)],
+        epsilon=0.2,
+        epsilon_high=0.27,
+    )
+    run.x = trained.measured
     return run

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.outcome import dr_grpo
+from guerdon.systems.reproductions.arm import kept_run, train_arm
 from guerdon.systems.sar import sar
 from guerdon.tasks.arithmetic import sums
 from guerdon.tasks.base import Task
@@ -75,20 +75,9 @@ def run_arm(
     """One training run under `arms[arm]`; taken from `folder` if it was finished there before with the same plan and policy."""
     task = sums(terms=TERMS, train_size=80, held_out_size=20)
     system = arms[arm](TaskReward(task))
-    name = "".join(c if c.isalnum() else "-" for c in arm)
-    file = folder / f"{name}-{seed}.json" if folder else None
     asked = {"arm": str(system), "seed": seed, "plan": asdict(plan), "policy": Path(policy).name}
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return Run(**record["run"])
-    run = train(system, task, seed, plan, policy)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": asdict(run)}))
-        draft.replace(file)
-    return run
+    make = partial(train, system, task, seed, plan, policy)
+    return Run(**kept_run(folder, f"{arm}-{seed}", asked, lambda: asdict(make())))
 
 
 def train(
@@ -103,10 +92,7 @@ def train(
 
     finished: called with the trained weights.
     """
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
-
-    from guerdon.engines.trl import CreditTrainer, Evaluator, RolloutLog
+    from guerdon.engines.trl import Evaluator
     from guerdon.lm.load import load_tokenizer
 
     run = Run()
@@ -119,42 +105,22 @@ def train(
         batch_size=512,
         kl=False,
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=plan.prompts * plan.group,
-            num_generations=plan.group,
-            max_completion_length=plan.tokens,
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant",
-            temperature=1.0,
-            beta=0.0,
-            loss_type="dr_grpo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            policy,
-            system,
-            args=args,
-            train_dataset=task.to_dataset("train"),
-            processing_class=load_tokenizer(policy),
-            monitors=[evaluator],
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        if finished is not None:
-            finished(trainer.accelerator.unwrap_model(trainer.model).state_dict())
-        run.x = [json.loads(line)["step"] for line in (Path(scratch) / "eval.jsonl").read_text().splitlines()]
+    trained = train_arm(
+        policy,
+        system,
+        task.to_dataset("train"),
+        steps=plan.steps,
+        prompts=plan.prompts,
+        group=plan.group,
+        lr=plan.lr,
+        tokens=plan.tokens,
+        seed=seed,
+        loss_type="dr_grpo",
+        monitors=[evaluator],
+    )
+    if finished is not None:
+        finished(trained.trainer.accelerator.unwrap_model(trained.trainer.model).state_dict())
+    run.x = trained.measured
     return run
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from guerdon.cache import cached_artifact
 from guerdon.system import System
+from guerdon.systems.reproductions.arm import train_arm
 from guerdon.tasks import tiny
 from guerdon.tasks.base import Task
 
@@ -96,62 +96,18 @@ def train(system: System, task: Task, policy: str, seed: int, plan: Plan, measur
 
     measure: a monitor, which is asked once more at the end: `measure(step, seed)`.
     """
-    from transformers import PrinterCallback
-    from trl import GRPOConfig
-
-    from guerdon.engines.trl import CreditTrainer, RolloutLog
-    from guerdon.lm.load import load_tokenizer
-
-    with tempfile.TemporaryDirectory() as scratch:
-        args = GRPOConfig(
-            scratch,
-            max_steps=plan.steps,
-            per_device_train_batch_size=plan.prompts * plan.group,
-            num_generations=plan.group,
-            max_completion_length=task.max_completion_length,
-            learning_rate=plan.lr,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=min(5, plan.steps - 1),
-            temperature=1.0,
-            beta=0.0,
-            loss_type="grpo",
-            seed=seed,
-            save_strategy="no",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            gradient_checkpointing=False,
-            use_cpu=not torch.cuda.is_available(),
-            bf16=False,
-        )
-        trainer = CreditTrainer(
-            policy,
-            system,
-            args=args,
-            train_dataset=task.to_dataset("train"),
-            processing_class=load_tokenizer(policy),
-            monitors=[measure],
-            rollout_log=RolloutLog(every=0),
-            log_dir=scratch,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        measure.measure(plan.steps, seed)
-
-
-def kept_run(
-    folder: Path | None, name: str, asked: dict[str, Any], make: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """What `make` gives; taken from a file of `folder` if it was made there before with the same `asked`."""
-    file = folder / ("".join(c if c.isascii() and c.isalnum() else "-" for c in name) + ".json") if folder else None
-    if file is not None and file.exists():
-        record = json.loads(file.read_text())
-        if record["asked"] == asked:
-            return record["run"]
-    run = make()
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".part")
-        draft.write_text(json.dumps({"asked": asked, "run": run}))
-        draft.replace(file)
-    return run
+    train_arm(
+        policy,
+        system,
+        task.to_dataset("train"),
+        steps=plan.steps,
+        prompts=plan.prompts,
+        group=plan.group,
+        lr=plan.lr,
+        tokens=task.max_completion_length,
+        seed=seed,
+        loss_type="grpo",
+        warmup=min(5, plan.steps - 1),
+        monitors=[measure],
+    )
+    measure.measure(plan.steps, seed)
