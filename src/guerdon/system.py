@@ -48,16 +48,34 @@ class Model:
 
     Attributes:
         source: hub id, path or an object of the caller's.
-        refresh: "frozen", "phase_start" (copied from the policy when a phase begins), "ema", "every:N" steps, or "trained".
+        refresh: "frozen", "phase_start" (copied from the policy when a phase begins), "ema" (follows the policy, once before each
+            training generation), "every:N" (copied from the policy before the generation of every N-th step), or "trained".
+        rate: of "ema": the POLICY's weight in the average, in [0, 1], or a function (step from 1, planned steps or None) -> weight.
     """
 
     source: Any
     refresh: str = "frozen"
+    rate: float | Callable[[int, int | None], float] = 0.01
 
     def __post_init__(self) -> None:
         kind, _, count = self.refresh.partition(":")
         if kind not in ("frozen", "phase_start", "ema", "every", "trained") or (kind == "every") != count.isdigit():
             raise ChainError(f"refresh={self.refresh!r}: use frozen, phase_start, ema, every:N or trained")
+        if kind == "every" and int(count) < 1:
+            raise ChainError(f"refresh={self.refresh!r}: N is at least 1")
+        if not callable(self.rate) and not 0 <= self.rate <= 1:
+            raise ChainError(f"rate={self.rate}: the policy's weight in the average is in [0, 1]")
+
+    @property
+    def moves(self) -> bool:
+        """Whether an engine changes it during training, from the policy."""
+        return self.refresh == "ema" or self.refresh.startswith("every:")
+
+    def rate_at(self, step: int, total: int | None) -> float:
+        """The policy's weight before the generation of optimiser step `step` (from 1): 1 = copied, 0 = left as it is."""
+        if self.refresh.startswith("every:"):
+            return float((step - 1) % int(self.refresh.partition(":")[2]) == 0)
+        return float(self.rate(step, total) if callable(self.rate) else self.rate)
 
 
 def scope_of(part: object) -> Scope:
@@ -274,7 +292,9 @@ class System:
             lines.append(f"  signal  {name}: {signal!r} -> {level}")
         lines += [f"  link    {i}. {link!r}" for i, link in enumerate(self.chain, 1)]
         lines += [f"  loss    + {objective!r}" for objective in self.objectives]
-        lines += [f"  model   {role}: {model.source} ({model.refresh})" for role, model in self.models.items()]
+        for role, model in self.models.items():
+            how = f"{model.refresh}, rate {model.rate}" if model.refresh == "ema" else model.refresh
+            lines.append(f"  model   {role}: {model.source} ({how})")
         return "\n".join(lines)
 
 

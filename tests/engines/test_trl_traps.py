@@ -15,7 +15,7 @@
 | 11 | dead arguments, environment rewards | test_refused_arguments, test_environment_rewards_are_refused |
 | 12 | sharded models and uneven forwards | test_sharded_policy_signals_are_refused |
 | 13 | multi-turn through rollout_func | test_rollout_func_with_tool_tokens |
-| 14 | two views of one question | test_unmeetable_needs_are_refused |
+| 14 | two views of one question | test_trl_together |
 | 15 | DPO | test_refused_arguments (DPOConfig) |
 | 16 | group statistics, no critic | test_trl_equal; test_unmeetable_needs_are_refused (values); test_support |
 """
@@ -394,8 +394,7 @@ class Needy(Letters):
     ("needs", "text"),
     [
         ("values", "no trainer with a critic"),
-        ("second_view", "two views"),
-        ("resample", "masks rows|mask rows"),
+        ("resample", "cannot draw again"),
         ("logprobs.reference", "no reference"),
         ("telepathy", "telepathy"),
     ],
@@ -410,9 +409,13 @@ def test_systems_that_cannot_train_here_are_refused(config: Any) -> None:
         compat.check_system(token_system(), config(), peft=False, evaluates=False)
     with pytest.raises(CapabilityError, match="role 'judge'"):
         compat.check_system(plain_system(Needy(roles=("judge",))), config(), peft=False, evaluates=False)
+    learned = dataclasses.replace(plain_system(), models={"reference": Model("policy", "trained")})
+    with pytest.raises(CapabilityError, match="refresh='trained'"):
+        compat.check_system(learned, config(), peft=False, evaluates=False)
     moving = dataclasses.replace(plain_system(), models={"reference": Model("policy", "ema")})
-    with pytest.raises(CapabilityError, match="refresh='ema'"):
-        compat.check_system(moving, config(), peft=False, evaluates=False)
+    compat.check_system(moving, config(), peft=False, evaluates=False)
+    with pytest.raises(CapabilityError, match="average of adapters"):
+        compat.check_system(moving, config(), peft=True, evaluates=False)
     with pytest.raises(ConfigError, match="num_generations_eval"):
         compat.check_system(plain_system(), config(num_generations_eval=1), peft=False, evaluates=True)
     compat.check_system(

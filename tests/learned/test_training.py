@@ -11,6 +11,7 @@ from guerdon.errors import CapabilityError, ConfigError, DataError
 from guerdon.rollouts import Rollouts
 from guerdon.signals.learned import (
     PURE_STAGES,
+    Auxiliary,
     LabelledSolution,
     PreferencePair,
     RewardModel,
@@ -22,7 +23,13 @@ from guerdon.signals.learned import (
 )
 from guerdon.signals.learned.scalar import encode_pair
 from guerdon.signals.learned.tiny_prm import labelled_solutions, noisy_solution, score_statistics
-from guerdon.signals.learned.train_prm import encode_solutions, similar_lengths, step_loss
+from guerdon.signals.learned.train_prm import (
+    encode_solutions,
+    next_token_loss,
+    similar_lengths,
+    step_loss,
+    token_labels,
+)
 from guerdon.tasks.arithmetic import is_held_out, label_steps
 from guerdon.tasks.tiny import TinyConfig, char_tokenizer, new_model
 
@@ -56,11 +63,32 @@ def test_labels_stand_at_the_delimiters_and_nowhere_else():
     assert labelled == {14: 1.0, 15: 0.0, 18: 0.75} and all(rows[0][i] == NEWLINE for i in labelled)
 
 
+def test_token_labels_by_hand():
+    nan = math.nan
+    steps, labels = ["1+b2=4", "ok", "#4", ""], [0.0, 0.75, 1.0, 0.0]
+    found = token_labels(TOKENIZER, LabelledSolution("a1+b2=?\n", steps, labels, [5, None, None, None]))
+    due = [*[nan] * 8, 1, 1, 1, 1, 1, 0, nan, nan, nan, nan, 1, 1, nan, nan]
+    assert torch.equal(torch.tensor(found).nan_to_num(nan=-1.0), torch.tensor(due).nan_to_num(nan=-1.0))
+    unplaced = token_labels(TOKENIZER, LabelledSolution("a1+b2=?\n", ["1+b2=4"], [0.0]))
+    assert all(math.isnan(label) for label in unplaced)
+
+
+def test_next_token_loss_by_hand():
+    ids, hidden = torch.tensor([[0, 1, 1]]), torch.tensor([[[0.0], [math.log(3.0)], [9.0]]])
+    embedding = torch.tensor([[0.0], [1.0]])  # logits 0 and the state itself
+    both = torch.ones(1, 3, dtype=torch.bool)
+    assert float(next_token_loss(hidden, embedding, ids, both)) == pytest.approx((math.log(2) - math.log(0.75)) / 2)
+    last = torch.tensor([[True, False, True]])
+    assert float(next_token_loss(hidden, embedding, ids, last)) == pytest.approx(-math.log(0.75))
+
+
 def test_bad_examples_are_refused():
     with pytest.raises(DataError, match="2 labels for 1 steps"):
         LabelledSolution("p", ["a"], [1.0, 0.0])
     with pytest.raises(DataError, match=r"\[0, 1\]"):
         LabelledSolution("p", ["a"], [-1.0])
+    with pytest.raises(DataError, match="2 places of errors for 1 steps"):
+        LabelledSolution("p", ["a"], [1.0], [None, 3])
     with pytest.raises(DataError, match="nothing to learn"):
         train_prm(small(LlamaForTokenClassification, 2), [LabelledSolution("p", [], [])], tokenizer=TOKENIZER)
 
@@ -83,6 +111,9 @@ def test_stages_train_what_they_say_and_micro_batches_change_nothing():
     assert "model.layers.0.mlp.up_proj.weight" in changed
     two, _ = trained([Stage("all", 1e-3)], micro_batch_size=3)
     assert two.losses == pytest.approx(one.losses, rel=1e-4)
+    dense, _ = trained([Stage("all", 1e-3)], auxiliary=Auxiliary(1.0, 0.5))
+    parts, _ = trained([Stage("all", 1e-3)], auxiliary=Auxiliary(1.0, 0.5), micro_batch_size=3)
+    assert dense.losses[0] > one.losses[0] and parts.losses == pytest.approx(dense.losses, rel=1e-4)
 
 
 def test_similar_lengths_is_a_permutation_with_little_padding():

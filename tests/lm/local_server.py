@@ -24,7 +24,7 @@ def chat_answer(text="hello", **choice):
 class Server:
     """`script(body, nth)` returns a document, or a function that gets the handler and does what it likes with it."""
 
-    def __init__(self):
+    def __init__(self, port=0):
         self.script = lambda body, nth: chat_answer(f"echo: {body['messages'][-1]['content']}")
         self.bodies, self.times, self.under_way, self.most_under_way = [], [], 0, 0
         self.lock = threading.Lock()
@@ -64,7 +64,7 @@ class Server:
             def handle_error(self, *_):
                 pass
 
-        self.http = Quiet(("127.0.0.1", 0), Handler)
+        self.http = Quiet(("127.0.0.1", port), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 

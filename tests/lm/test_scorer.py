@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from guerdon.errors import ConfigError
 from guerdon.lm.encode import encode_continuation, encode_prompt, encode_with_target
-from guerdon.lm.forward import Forward, take_apart
+from guerdon.lm.forward import Forward, Head, take_apart
 from guerdon.lm.local import LocalModel
 from guerdon.lm.scorer import NO_CONTEXT, SpanScorer
 
@@ -256,3 +256,22 @@ def test_aggregates(lm):
 def test_wrong_options_are_refused(lm, options):
     with pytest.raises(ConfigError):
         SpanScorer(lm).score(["a"], ["b"], **options)
+
+
+def test_logits_of_a_large_vocabulary_come_in_pieces(tiny_llama):
+    """With 1 MB a position: 32 positions at a time on a CPU, all at once where gradients are kept or a size was given."""
+    model = tiny_llama(vocab_size=1 << 18, hidden_size=4, num_attention_heads=2, num_key_value_heads=1)
+    parts = take_apart(model)
+    states = torch.randn(70, 4, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def read(logits):
+        seen.append(len(logits))
+        return (logits.amax(-1),)
+
+    with torch.no_grad():
+        (values,) = Head(parts)(states, read)
+        (whole,) = Head(parts, 70)(states, read)
+    torch.testing.assert_close(values, whole)
+    Head(parts)(states, read)
+    assert seen == [32, 32, 6, 70, 70]

@@ -74,6 +74,38 @@ def test_a_page_that_differs_from_its_file_or_its_system_is_stale(tmp_path: Path
     assert stale(tmp_path) == []
 
 
+def test_a_benchmark_s_numbers_are_those_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    page = tmp_path / "docs" / "speed.md"
+    page.write_text("\n".join(line("prefix") for line in (begin, end)))
+    page.write_text(refreshed(page.read_text(), "speed", tmp_path))
+    assert "Not recorded yet: `guerdon bench prefix" in page.read_text() and stale(tmp_path) == []
+    several, one = ({"ratio": 3.456, "low": 3.0, "high": 4.0, "rounds": n} for n in (2, 1))
+    record = {
+        "case": {"rollouts": 8, "prefixes": 4, "length": 100, "looped_tokens": 900},
+        "tokens_forwarded": 300,
+        "path": "packed",
+        "naive_over_ours": several,
+        "padded_over_ours": one,
+        "ours_over_floor": {"ratio": 1.4, "low": 1.0, "high": 2.0, "rounds": 5},
+        "largest_difference_to_naive": 2e-6,
+        "memory": {
+            "ways": {"ours": {"peak_mb": 1200.4}},
+            "ours_over_floor": 1.2,
+            "ours_over_floor_without_model": 1.9,
+        },
+        "bars": {"naive_over_ours": 3.0, "ours_over_floor": 1.3, "memory_over_floor": 1.5},
+        "passed": {"naive_over_ours": True, "ours_over_floor": False, "memory_over_floor": True, "exact": True},
+    }
+    (folder / "prefix.json").write_text(json.dumps(record))
+    assert stale(tmp_path) == ["speed.md"]
+    text = refreshed(page.read_text(), "speed", tmp_path)
+    assert "| G = 8, K = 4, L = 100 | 3.46 [3.00, 4.00] | 3.46 | 1.40 [1.00, 2.00] | packed |" in text
+    assert "- held: naive / ours at least 3" in text and "- **not held**: ours / floor at most 1.3" in text
+
+
 def test_the_pages_of_this_repository_are_up_to_date() -> None:
     root = find_root()
     assert root is not None

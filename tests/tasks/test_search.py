@@ -144,11 +144,16 @@ def test_noisy_demonstrations_fail_about_half_the_time_and_keep_to_the_turns() -
     assert 0.4 < right / 400 < 0.65
 
 
-def test_tags_are_single_tokens_and_text_comes_back() -> None:
+def test_tags_and_syllables_are_single_tokens_and_text_comes_back() -> None:
     tokenizer = search_tokenizer()
+
+    def pieces(text: str) -> list[str]:
+        return [tokenizer.decode([i]) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    assert pieces(" star of gita?\n") == [" star", " ", "o", "f", " ", "gi", "ta", "?", "\n"]
+    assert pieces("".join(TAGS)) == list(TAGS)
     text = "home of star of gita?\n" + "".join(TAGS) + "a b"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert len(ids) == 22 + len(TAGS) + 3 and tokenizer.decode(ids) == text
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
 def test_igpo_gets_the_answer_head_of_the_task() -> None:

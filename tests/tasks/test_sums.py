@@ -14,6 +14,7 @@ from guerdon.tasks.arithmetic import (
     Noise,
     is_held_out,
     label_steps,
+    locate_errors,
     make_prompt,
     parse_prompt,
     sample_operands,
@@ -81,6 +82,22 @@ def test_verifier(completion, value):
     verdict = verify_sum(completion, {"prompt": PROMPT, "answer": "19"})
     assert verdict.value == value
     assert value == 1.0 or verdict.reason
+
+
+def test_errors_are_located_by_hand():
+    lines = ["3+b5=9", "9+c9=18", "so 18 is 18", "17+d2=19", "#19", "#1", "ok", "19+e1=20"]
+    #         wrong total, right after it, filler, wrong value, right answer, cut answer, garbage, no operand left
+    assert locate_errors("a3+b5+c9+d2=?\n", lines) == [5, None, None, 1, None, 2, None, None]
+    assert locate_errors("a3+b5=?\n", ["3+b5=8", "#80"]) == [None, 2] and locate_errors("a3+b5=?\n", []) == []
+
+
+def test_every_wrong_number_has_its_place_and_no_right_line_has_one():
+    rng, noise = random.Random(4), Noise(wrong_sum=0.5, wrong_answer=0.5, wrong_operand=0.2, near=0.5)
+    for _ in range(200):
+        prompt = make_prompt(operands := sample_operands(rng))
+        lines = solve(operands, noise, rng)
+        places = locate_errors(prompt, lines)
+        assert [place is not None for place in places] == [kind == "wrong" for kind in label_steps(prompt, lines)]
 
 
 def test_verifier_takes_several_references_and_fails_loudly_without_one():

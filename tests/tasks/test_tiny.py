@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guerdon.tasks import tiny
 from guerdon.tasks.arithmetic import DELIMITER, NO_NOISE, make_prompt, sample_operands, solve
-from guerdon.tasks.cache import artifact_key, cached_artifact
 from guerdon.tasks.tiny import ALPHABET, TinyConfig, WarmStart, char_tokenizer, new_model, pack_rows, tiny_policy
 
 SMALL = TinyConfig(hidden=32, layers=2, heads=2, intermediate=64)
@@ -99,19 +98,3 @@ def test_warm_start_is_deterministic():
     settings = WarmStart(steps=3, rows=2)
     _, _, losses = tiny.warm_start_policy(0, SMALL, settings)
     assert tiny.warm_start_policy(0, SMALL, settings)[2] == losses
-
-
-def test_a_failed_build_leaves_nothing_behind(cache):
-    def build(directory):
-        (directory / "half").write_text("x")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        cached_artifact("thing", {"a": 1}, [tiny], build)
-    assert [p.suffix for p in cache.iterdir()] == [".lock"]
-
-
-def test_the_key_follows_configuration_and_code():
-    assert artifact_key({"a": 1}, [tiny]) == artifact_key({"a": 1}, [tiny])
-    assert artifact_key({"a": 1}, [tiny]) != artifact_key({"a": 2}, [tiny])
-    assert artifact_key({"a": 1}, [tiny]) != artifact_key({"a": 1}, [json])

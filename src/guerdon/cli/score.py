@@ -31,9 +31,9 @@ SIGNALS = {
     "reasoning_patterns": "ReasoningPatterns",
     "relative_perplexity": "RelativePerplexity",
     "conciseness": "Conciseness",
+    "last_token": "LastTokenScore",
+    "endogenous_reward": "EndogenousReward",
 }
-
-VERIFIERS = ("math", "exact", "numeric", "choice", "qa")  # signals that judge the completion by the column "answer"
 
 
 def score_command(
@@ -97,8 +97,6 @@ def score_command(
 def reward_by_name(spec: str, sets: Sequence[str] = ()) -> tuple[str, Any]:
     """`math:reference=gold` or a system's spec -> (name, signal or System); `sets` are further key=value options.
 
-    A system's `verifier` is named by a word of VERIFIERS.
-
     Raises:
         ConfigError: an unknown name, with the known ones; an unknown option, with the signal's own.
     """
@@ -109,38 +107,50 @@ def reward_by_name(spec: str, sets: Sequence[str] = ()) -> tuple[str, Any]:
             raise ConfigError(f"--set takes key=value, got {pair!r}")
         options[key.strip()] = parse_scalar(value)
     if name in SIGNALS:
-        from guerdon import signals
-
-        return name, call_with(getattr(signals, SIGNALS[name]), options, name)
-    from guerdon import signals
+        return name, _signal(name, options)
     from guerdon.systems import SYSTEMS, VARIANTS
     from guerdon.systems.base import builder_of
-
-    if isinstance(options.get("verifier"), str):
-        chosen = options["verifier"]
-        if chosen not in VERIFIERS:
-            raise ConfigError(f"{name}: verifier={chosen!r}; use one of {', '.join(VERIFIERS)}")
-        options["verifier"] = getattr(signals, SIGNALS[chosen])()
 
     if name not in SYSTEMS and name not in VARIANTS:
         raise ConfigError(
             f"no reward {name!r}; signals: {', '.join(SIGNALS)}; systems: {', '.join([*SYSTEMS, *VARIANTS])}"
         )
-    return name, call_with(builder_of(name), options, name)
+    builder = builder_of(name)
+    if isinstance(options.get("verifier"), str):
+        options["verifier"] = signal_by_name(options["verifier"])
+    return name, call_with(builder, options, name)
+
+
+def signal_by_name(spec: str) -> Any:
+    """`math` or `math:reference=gold`, as a part of a system; several options go into brackets: `(qa:reference=gold,metric=f1)`.
+
+    Raises:
+        ConfigError: as `reward_by_name`; a system is no signal.
+    """
+    name, options = parse_spec(spec.removeprefix("(").removesuffix(")"))
+    if name not in SIGNALS:
+        raise ConfigError(f"no signal {name!r}: use one of {', '.join(SIGNALS)}")
+    return _signal(name, options)
+
+
+def _signal(name: str, options: dict[str, Any]) -> Any:
+    from guerdon import signals
+
+    return call_with(getattr(signals, SIGNALS[name]), options, name)
 
 
 def call_with(factory: Any, options: dict[str, Any], name: str) -> Any:
     """Call a factory with options, naming its own where one is unknown or missing."""
     parameters = inspect.signature(factory).parameters
     unknown = sorted(set(options) - set(parameters))
+    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     missing = sorted(
-        key for key, p in parameters.items() if p.default is p.empty and p.kind is p.KEYWORD_ONLY and key not in options
+        key for key, p in parameters.items() if p.default is p.empty and p.kind in named and key not in options
     )
     if unknown or missing:
         problem = f"has no option {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
-        if not unknown and missing == ["verifier"]:
-            problem += f" (such as {name}:verifier=math, or {', '.join(VERIFIERS[1:])})"
-        raise ConfigError(f"{name} {problem}; its options: {', '.join(parameters)}")
+        hint = f" (such as {name}:verifier=math; a verifier is any signal)" if "verifier" in missing else ""
+        raise ConfigError(f"{name} {problem}; its options: {', '.join(parameters)}{hint}")
     return factory(**options)
 
 

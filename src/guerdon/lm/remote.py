@@ -29,13 +29,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from guerdon.cache import cache_root
 from guerdon.errors import ConfigError
 from guerdon.extras import require
 from guerdon.lm import answers
 from guerdon.lm.background import InFlight, background_loop, blocking
 from guerdon.lm.chat import ChatPrompt, Reply, as_messages, numbered, request_key
 from guerdon.lm.kept import KeptAnswers
-from guerdon.lm.load import cache_root
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]

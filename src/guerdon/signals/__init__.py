@@ -6,12 +6,15 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "guerdon.signals.agreement": ("CrossViewVote", "SameViewVote", "SemanticAgreement", "TeacherVote"),
     "guerdon.signals.around": ("FailTruncated", "OnText", "Route"),
     "guerdon.signals.embedding": ("EmbeddingSimilarity", "HashedWords", "SentenceEmbedder", "cosine_similarity"),
     "guerdon.signals.learned.conciseness": ("Conciseness",),
     "guerdon.signals.learned.prm": ("StepClassifier",),
     "guerdon.signals.learned.scalar": ("RewardModel",),
+    "guerdon.signals.likelihood.endogenous": ("EndogenousReward",),
     "guerdon.signals.likelihood.information_gain": ("InformationGain",),
+    "guerdon.signals.likelihood.last_token": ("LastTokenScore",),
     "guerdon.signals.likelihood.relative_perplexity": ("RelativePerplexity",),
     "guerdon.signals.noise": ("Noisy",),
     "guerdon.signals.text": ("TextSignal", "text_signal"),

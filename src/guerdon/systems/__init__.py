@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
+    from guerdon.systems.co_reward import co_reward, co_rewarding_ii, majority_vote
     from guerdon.systems.crm import crm
+    from guerdon.systems.csr import csr
+    from guerdon.systems.endogenous import endogenous
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
+    from guerdon.systems.laser import laser
     from guerdon.systems.likelihood import likelihood, nover
     from guerdon.systems.noisy_rpr import noisy_rpr, rpr_calibrated
     from guerdon.systems.outcome import dr_grpo, gdpo, grpo, outcome, reinforce_pp, rloo
@@ -42,11 +46,15 @@ SYSTEMS: dict[str, Entry] = {
     "rlpr": Entry("rlpr", "rlpr"),
     "likelihood": Entry("likelihood", "likelihood"),
     "sar": Entry("sar", "sar"),
+    "laser": Entry("laser", "laser"),
+    "endogenous": Entry("endogenous", "endogenous"),
     "crm": Entry("crm", "crm"),
     "par": Entry("par", "par"),
     "hybrid_multi_aspect": Entry("hybrid_multi_aspect", "hybrid_multi_aspect"),
     "noisy_rpr": Entry("noisy_rpr", "noisy_rpr"),
     "igpo": Entry("igpo", "igpo"),
+    "co_reward": Entry("co_reward", "co_reward"),
+    "csr": Entry("csr", "csr"),
 }
 
 # Other names a composition goes by; buildable, but no entry of the catalogue.
@@ -59,19 +67,27 @@ VARIANTS: dict[str, Entry] = {
     "pure_sum": Entry("pure", "pure_sum"),
     "rpr_calibrated": Entry("noisy_rpr", "rpr_calibrated"),
     "nover": Entry("likelihood", "nover"),
+    "co_rewarding_ii": Entry("co_reward", "co_rewarding_ii"),
+    "majority_vote": Entry("co_reward", "majority_vote"),
 }
 
 __all__ = [
     "SYSTEMS",
     "VARIANTS",
     "clip_delta",
+    "co_reward",
+    "co_rewarding_ii",
     "crm",
+    "csr",
     "dr_grpo",
+    "endogenous",
     "gdpo",
     "grpo",
     "hybrid_multi_aspect",
     "igpo",
+    "laser",
     "likelihood",
+    "majority_vote",
     "noisy_rpr",
     "nover",
     "outcome",

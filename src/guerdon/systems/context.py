@@ -49,7 +49,7 @@ class TaskReward:
         return f"TaskReward({self.task.name!r})"
 
 
-_OF_THE_TASK = ("tokenizer", "delimiter")
+_OF_THE_TASK = ("tokenizer", "delimiter", "max_completion_length")
 
 
 @dataclass
@@ -76,6 +76,7 @@ class Context:
             "verifier": lambda: TaskReward(self.task),
             "tokenizer": lambda: self.tokenizer,
             "delimiter": lambda: self.task.delimiter,
+            "max_completion_length": lambda: self.task.max_completion_length,
             "prm": self._process_reward_model,
             "crm": self._conciseness_model,
             **{key: partial(self.task.notes.__getitem__, key) for key in self.task.notes},
@@ -110,8 +111,8 @@ def fill(builder: Callable[..., System], context: Context, options: Mapping[str,
     _check_options(name, options, parameters)
     given = dict(options)
     for key, parameter in parameters.items():
-        # An optional part (default None) is only filled in when asked for by the value "task"; how the task's texts are cut
-        # and what else it notes is no choice, so that always comes from the task.
+        # An optional part (default None) is only filled in when asked for by the value "task"; how the task's texts are cut,
+        # how long they may be and what else it notes is no choice, so that always comes from the task.
         noted = key in _OF_THE_TASK or key in context.task.notes
         wanted = parameter.default is inspect.Parameter.empty or given.get(key) == "task" or noted
         if not wanted or (key in given and given[key] != "task"):
@@ -140,11 +141,18 @@ def build(spec: str, context: Context) -> System:
 
 
 def check_spec(spec: str) -> None:
-    """Raise ConfigError for an unknown system or option without building anything: what a typing error should cost."""
-    from guerdon.systems.base import builder_of
+    """Raise ConfigError for an unknown system, option or value without making any model: what a typing error should cost.
+
+    The system is composed with placeholders where a run would bring a part, so a builder must not load what it is given.
+    """
+    from guerdon.systems.base import Placeholder, builder_of
 
     name, options = parse_spec(spec)
-    _check_options(name, options, inspect.signature(builder_of(name)).parameters)
+    builder = builder_of(name)
+    parameters = inspect.signature(builder).parameters
+    _check_options(name, options, parameters)
+    needed = {key: Placeholder(key) for key, p in parameters.items() if p.default is p.empty and key not in options}
+    builder(**needed, **{key: Placeholder(key) if value == "task" else value for key, value in options.items()})
 
 
 def _check_options(name: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:

@@ -102,6 +102,7 @@ def table_task(
     max_completion_length: int = 1024,
     delimiter: str = "\n\n",
     instruction: str = "",
+    together: str | None = None,
 ) -> Task:
     """A task from a JSONL or Parquet file, or a hub data set.
 
@@ -112,6 +113,8 @@ def table_task(
     verifier: "math", "exact", "numeric", "choice", "qa", or a sequence-level signal that reads the column "answer".
     split: of a hub data set. held_out: another file or hub split, or the share of prompts to hold out (drawn by `seed`).
     limit: rows at most, for a quick look.
+    together: column whose equal values stay on one side when a share is held out (views of one question); default "question_id"
+        where there is such a column, else the prompt.
 
     Every other column is carried along. Repeated prompts stay together on one side. Raises DataError for a missing
     column, an empty table, or a row whose prompt or answer is missing.
@@ -123,7 +126,10 @@ def table_task(
         train, unseen = rows, _named(_read(other_source, other_split, limit), prompt, answer, held_out)
         unseen = _unseen(unseen, train, label)
     else:
-        train, unseen = _cut(rows, held_out, seed, label)
+        if together is not None and together not in rows[0]:
+            raise DataError(f"{label} has no column {together!r} to keep together (it has: {', '.join(rows[0])})")
+        column = together or ("question_id" if "question_id" in rows[0] else None)
+        train, unseen = _cut(rows, held_out, seed, label, column)
     return Task(
         name=source,
         train=train,
@@ -236,16 +242,22 @@ def _named(rows: list[dict[str, Any]], prompt: str | None, answer: str | None, l
     return [{**row, "answer": answer} for row, answer in zip(renamed, answers, strict=True)]
 
 
-def _cut(rows: list[Row], share: float, seed: int, label: str) -> tuple[list[Row], list[Row]]:
-    """Hold out a share of the distinct prompts."""
+def _cut(rows: list[Row], share: float, seed: int, label: str, together: str | None) -> tuple[list[Row], list[Row]]:
+    """Hold out a share of the distinct prompts, or of the distinct values of a column."""
     if not 0.0 < share < 1.0:
         raise ConfigError(f"held_out={share}: a share between 0 and 1, or the name of a file or split")
-    keys = list(dict.fromkeys(prompt_key(row) for row in rows))
+
+    def key(row: Row) -> Any:
+        return prompt_key(row) if together is None else row[together]
+
+    keys = list(dict.fromkeys(map(key, rows)))
     if len(keys) < 2:
-        raise DataError(f"{label} has {len(keys)} distinct prompt(s); at least 2 are needed to hold some out")
+        raise DataError(
+            f"{label} has {len(keys)} distinct {together or 'prompt'}(s); at least 2 are needed to hold some out"
+        )
     random.Random(seed).shuffle(keys)
     chosen = set(keys[: min(len(keys) - 1, max(1, round(share * len(keys))))])
-    return [r for r in rows if prompt_key(r) not in chosen], [r for r in rows if prompt_key(r) in chosen]
+    return [r for r in rows if key(r) not in chosen], [r for r in rows if key(r) in chosen]
 
 
 def _unseen(rows: list[Row], train: Sequence[Row], label: str) -> list[Row]:

@@ -135,6 +135,25 @@ def label_steps(prompt: str, steps: Sequence[str]) -> list[StepKind]:
     return kinds
 
 
+def locate_errors(prompt: str, steps: Sequence[str]) -> list[int | None]:
+    """For each sum line or answer, the character (the delimiter counts) where it leaves the one right line of its place; None
+    where it does not, and for lines of which that cannot be said."""
+    operands = parse_prompt(prompt)
+    value, used = operands[0], 1
+    places: list[int | None] = []
+    for step in steps:
+        due = None
+        if match := _STEP.fullmatch(step):
+            if used < len(operands):
+                due = f"{value}+{LETTERS[used]}{operands[used]}={value + operands[used]}"
+            value, used = int(match[4]), used + 1
+        elif _ANSWER.fullmatch(step) and used == len(operands):
+            due = f"#{value}"
+        pairs = zip(step + DELIMITER, (due or step) + DELIMITER, strict=False)
+        places.append(next((i for i, (given, right) in enumerate(pairs) if given != right), None))
+    return places
+
+
 def split_solution(completion: str) -> list[str]:
     """The lines of a completion; no empty line for a newline at its very end."""
     lines = completion.split(DELIMITER)
@@ -152,7 +171,8 @@ class Noise:
     wrong_answer: of the answer differing from the value reached. lucky: of an answer after a wrong line being the right
     total all the same. early: of answering before all operands are used. filler: of a filler line before each line
     (drawn again after each, so runs occur). garbage: of a malformed, empty or cut line before each line.
-    after: of a line following the answer (drawn again after each).
+    after: of a line following the answer (drawn again after each). near: of a wrong number being at most 3 off; others are at
+    least 3 off, which a small policy can learn to avoid.
     """
 
     wrong_sum: float = 0.0
@@ -163,6 +183,7 @@ class Noise:
     filler: float = 0.0
     garbage: float = 0.0
     after: float = 0.0
+    near: float = 0.0
 
 
 NO_NOISE = Noise()
@@ -180,7 +201,7 @@ def solve(operands: Sequence[int], noise: Noise, rng: random.Random) -> list[str
         b = _other_than(operand, rng, 1, LARGEST) if rng.random() < noise.wrong_operand else operand
         total = value + b
         if rng.random() < noise.wrong_sum:
-            total = _slip(total, rng)
+            total = _slip(total, noise, rng)
         slipped |= total != value + operand
         lines.append(f"{value}+{letter}{b}={total}")
         value = total
@@ -189,7 +210,7 @@ def solve(operands: Sequence[int], noise: Noise, rng: random.Random) -> list[str
     if slipped and rng.random() < noise.lucky:
         answer = sum(operands)
     elif rng.random() < noise.wrong_answer:
-        answer = _slip(value, rng)
+        answer = _slip(value, noise, rng)
     lines.append(f"#{answer}")
     while rng.random() < noise.after:
         again = (_filler_line(value, rng), _filler_line(value, rng), f"#{answer}", f"{value}+b1={value + 1}")
@@ -216,8 +237,9 @@ def _filler_line(value: int, rng: random.Random) -> str:
     return _FILLER if rng.random() < 0.5 else f"so {value} is {value}"
 
 
-def _slip(total: int, rng: random.Random) -> int:
-    """A wrong total, at least 3 off: telling nearer misses from right totals takes a larger reward model, trained longer."""
+def _slip(total: int, noise: Noise, rng: random.Random) -> int:
+    if noise.near and rng.random() < noise.near:
+        return rng.choice([n for n in range(max(1, total - 3), total + 4) if n != total])
     return rng.choice([n for n in range(max(1, total - 15), total + 16) if abs(n - total) >= 3])
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from guerdon.cache import cached_artifact
 from guerdon.tasks import arithmetic, tiny
 from guerdon.tasks.arithmetic import Noise
-from guerdon.tasks.cache import cached_artifact
 from guerdon.tasks.tiny import TinyConfig
 
 NO_QUESTION = "=?\n"

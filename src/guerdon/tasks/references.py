@@ -175,8 +175,8 @@ def references_policy(
     seed: int = 0, steps: int = 1500, *, habits: Habits | None = None, config: TinyConfig | None = None
 ) -> str:
     """Path of a tiny policy warm-started on this task, trained on first use (about four minutes on one thread) and cached."""
+    from guerdon.cache import cached_artifact
     from guerdon.tasks import tiny
-    from guerdon.tasks.cache import cached_artifact
 
     habits, config = habits or Habits(), config or tiny.TinyConfig()
     settings = {"seed": seed, "steps": steps, "habits": asdict(habits), "model": asdict(config)}

@@ -2,6 +2,7 @@
 
 sums                                         the built-in task
 sums,terms=3-5                               ... with options
+sums,views=2                                 ... every sum in two orders of its operands
 search                                       questions of several hops, with a search tool
 reasoning-gym:chain_sum,min_terms=3          a reasoning-gym data set and its options
 problems.jsonl                               a file with (prompt | question | problem) and (answer | ...) columns
@@ -28,9 +29,10 @@ _TABLE_OPTIONS = (
     "max_completion_length",
     "delimiter",
     "instruction",
+    "together",
 )
 _SEARCH_OPTIONS = ("style", "hops", "size", "train_size", "held_out_size", "max_turns", "seed")
-_SUMS_OPTIONS = ("train_size", "held_out_size", "terms", "seed")
+_SUMS_OPTIONS = ("train_size", "held_out_size", "terms", "seed", "views")
 
 
 def load_task(spec: str | Task, **options: Any) -> Task:
@@ -44,9 +46,17 @@ def load_task(spec: str | Task, **options: Any) -> Task:
     name, *parts = [part.strip() for part in spec.split(",")]
     settings = {**_options(parts, spec), **options}
     if name == "sums":
+        known = _known(settings, _SUMS_OPTIONS, spec)
+        views = known.pop("views", 1)
+        if views not in (1, 2):
+            raise ConfigError(f"{spec!r}: views={views}; 1, or 2 for every sum in two orders of its operands")
+        if views == 2:
+            from guerdon.tasks.views import sums_in_two_views
+
+            return sums_in_two_views(**known)
         from guerdon.tasks.arithmetic import sums
 
-        return sums(**_known(settings, _SUMS_OPTIONS, spec))
+        return sums(**known)
     if name == "search":
         from guerdon.tasks.search import options_of, search
 

@@ -86,8 +86,8 @@ def search_policy(
     seed: int = 0, steps: int = 900, *, habits: Habits | None = None, config: TinyConfig | None = None
 ) -> str:
     """Path of the warm-started policy, trained on first use (a few minutes on one thread) and cached."""
+    from guerdon.cache import cached_artifact
     from guerdon.tasks import environment, search, tiny
-    from guerdon.tasks.cache import cached_artifact
 
     habits, config = habits or Habits(), config or tiny.TinyConfig()
     settings = {"seed": seed, "steps": steps, "habits": asdict(habits), "model": asdict(config)}

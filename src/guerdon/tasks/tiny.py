@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from guerdon.cache import cached_artifact
 from guerdon.extras import require
 from guerdon.tasks import arithmetic
 from guerdon.tasks.arithmetic import Noise
-from guerdon.tasks.cache import cached_artifact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -155,12 +155,14 @@ def warm_start_policy(
     return model.eval(), tokenizer, losses
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int) -> PreTrainedModel:
-    """An untrained tiny Llama. Same seed, same weights; the caller's random state is untouched."""
+def new_model(
+    tokenizer: PreTrainedTokenizerFast, config: TinyConfig, seed: int, *, architecture: str = "LlamaForCausalLM"
+) -> PreTrainedModel:
+    """An untrained tiny Llama; a classifier has two labels. Same seed, same weights; the caller's random state is untouched."""
     transformers = require("transformers", extra="train")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return transformers.LlamaForCausalLM(
+        return getattr(transformers, architecture)(
             transformers.LlamaConfig(
                 vocab_size=len(tokenizer),
                 hidden_size=config.hidden,

@@ -3,9 +3,9 @@
     trainer = guerdon.engines.trl.CreditTrainer(model, system, args=GRPOConfig(...), train_dataset=data)
     trainer.train(resume_from_checkpoint=True)         # from the newest complete checkpoint, or from the start
 
-Nothing here knows a system by name. Files: `trainer` (the hooks), `batch` (Rollouts and tensors), `callbacks` (what happens
-once a step), `checkpoint`, `evaluate` (held-out prompts), `runlog` (JSON lines), `compat` (what is refused, and why),
-`environments` (rollouts of several turns with an environment between them).
+Nothing here knows a system by name. Files: `trainer` (the hooks), `resumable` (stopping and going on), `checkpoint`, `batch`
+(Rollouts and tensors), `callbacks` (what happens once a step), `evaluate` (held-out prompts), `runlog` (JSON lines), `compat`
+(what is refused, and why), `environments` (rollouts of several turns with an environment between them).
 """
 
 from __future__ import annotations

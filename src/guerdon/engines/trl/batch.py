@@ -189,6 +189,7 @@ class ObjectiveBatch:
         temperature: the sampling temperature.
         row_scale: [b] what the policy loss multiplies the sum over a row's tokens by, accumulation aside (its length or token
             normalisation). An objective in units of the policy loss multiplies its own sums by it. None = 1/b.
+        generation: the whole generation batch these rows are of, on every rank alike, for statistics over it.
     """
 
     rollouts: Rollouts
@@ -197,6 +198,7 @@ class ObjectiveBatch:
     inputs: dict[str, Any]
     temperature: float
     row_scale: Tensor | None = None
+    generation: tuple[Rollouts, Scores] | None = None
 
 
 def row_scale(

@@ -1,12 +1,9 @@
-"""What happens once an optimiser step: the metrics line, updates after the policy step, and stopping on Ctrl-C."""
+"""What happens once an optimiser step: the metrics line, updates after the policy step, and stopping where it was asked for."""
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,30 +15,6 @@ from guerdon.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from guerdon.engines.trl.trainer import CreditTrainer
-
-
-class Interrupt:
-    """Ctrl-C as a request: the first one is remembered, the second one raises. Does nothing outside the main thread."""
-
-    def __init__(self) -> None:
-        self.requested = self.obeyed = False
-        self._previous: Any = None
-
-    def __enter__(self) -> Interrupt:
-        self.requested = self.obeyed = False
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
 
 
 class StepHooks(TrainerCallback):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from guerdon.engines.support import limit
+from guerdon.engines.trl.together import PREFIX, together_column
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.system import System
 
@@ -132,7 +133,7 @@ def check_system(system: System, args: Any, *, peft: bool, evaluates: bool) -> N
     """Everything the system needs must be there, and its scope must make sense for the group sizes."""
     if not system.chain:
         raise CapabilityError(f"{system.name}: {limit('chain')}")
-    for need in ("values", "second_view", "resample"):
+    for need in ("values", "resample"):
         if need in system.needs:
             raise CapabilityError(f"{system.name}: {limit(need)}")
     named = "reference" in system.models
@@ -141,14 +142,21 @@ def check_system(system: System, args: Any, *, peft: bool, evaluates: bool) -> N
         raise CapabilityError(f"{system.name}: {limit('reference_missing')}")
     provided = PROVIDED | ({"logprobs.reference", "reference"} if reference else set())
     provided |= {f"logprobs.{role}" for role in system.models} | set(system.models)
+    column = together_column(system)
+    if column is not None:
+        if evaluates:
+            raise CapabilityError(f"{system.name}: {limit('together_eval', column=column)}")
+        provided |= {f"{PREFIX}{column}"}
     system.require(provided, "TRL's GRPO trainer")
     for part in system.parts():
         for role in getattr(part, "roles", ()):
             if role != "policy" and role not in system.models and not (role == "reference" and reference):
                 raise CapabilityError(f"{system.name}: {limit('role', part=repr(part), role=role)}")
     for role, model in system.models.items():
-        if model.refresh not in ("frozen", "phase_start"):
+        if model.refresh not in ("frozen", "phase_start") and not model.moves:
             raise CapabilityError(f"{system.name}: {limit('refresh', role=role, refresh=model.refresh)}")
+        if model.moves and peft:
+            raise CapabilityError(f"{system.name}: {limit('moving_adapter', role=role, refresh=model.refresh)}")
     if evaluates and system.scope != "row" and (args.num_generations_eval or args.num_generations) < 2:
         raise ConfigError(limit("eval_groups", scope=system.scope))
 
@@ -170,9 +178,13 @@ def warn_about_temperature(system: System, args: Any) -> None:
 
 def check_sharding(trainer: Any, system: System) -> None:
     """Token-budget micro-batches give ranks unequal numbers of forwards, which sharded models cannot survive."""
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    for role, model in system.models.items():
+        if sharded and model.moves:
+            raise CapabilityError(f"{system.name}: {limit('moving_sharded', role=role, refresh=model.refresh)}")
     needs = sorted(need for need in system.needs if need.startswith("policy"))
     asks = needs or [role for part in system.parts() for role in getattr(part, "roles", ()) if role == "policy"]
-    if asks and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if asks and sharded:
         raise CapabilityError(f"{system.name}: {limit('sharded_policy', needs=', '.join(asks))}")
 
 

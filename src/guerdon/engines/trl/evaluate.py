@@ -25,6 +25,7 @@ from transformers import TrainerCallback
 from guerdon.engines.trl import batch as B
 from guerdon.engines.trl.instruments import completion_logprobs, frozen_copy
 from guerdon.engines.trl.runlog import EVAL, ROLLOUTS, rollout_records
+from guerdon.engines.trl.together import column_of, together_column, units_of
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.lm.local import LocalModel
 from guerdon.rewards import Scores
@@ -80,6 +81,7 @@ class Evaluator(TrainerCallback):
         self._initial: Any = initial_policy
         self._trainer: CreditTrainer | None = None
         self._last = -1
+        self._unit = 1  # held-out rows that must be measured together
 
     # -- around the trainer ----------------------------------------------------------------------------------------------
 
@@ -98,6 +100,10 @@ class Evaluator(TrainerCallback):
                 f"the evaluator measures {self.system.name!r} and the trainer trains {trainer.system.name!r}: give both the same System object"
             )
         self._trainer = trainer
+        column = together_column(self.system)
+        if column is not None:
+            units = units_of(column_of(self.rows, column), column)
+            self.rows, self._unit = [self.rows[row] for unit in units for row in unit], len(units[0])
         self.group_size = self.group_size or (1 if self.system.reward_scope() == "row" else trainer.num_generations)
         if self.kl and not isinstance(self._initial, LocalModel):
             named = isinstance(self._initial, (str, Path))
@@ -148,7 +154,8 @@ class Evaluator(TrainerCallback):
         trainer, size = self._trainer, self.group_size
         assert trainer is not None and size is not None
         prompts, ranks = max(1, self.samples // size), trainer.accelerator.num_processes
-        share = math.ceil(prompts / ranks)
+        whole = math.lcm(self._unit, ranks)  # rows that must meet do so in the gathered batch
+        share = math.ceil(prompts / whole) * whole // ranks
         first = trainer.accelerator.process_index * share
         chosen = [(first + i) % len(self.rows) for i in range(share)]
         per_batch = max(1, self.batch_size // size)
@@ -196,11 +203,13 @@ class Evaluator(TrainerCallback):
             found["truncated"] = estimate(1 - rollouts.finished.float(), clusters)
         if self.kl:
             found["kl"] = self._kl(rollouts)
+        if scores.metrics:
+            found["chain"] = dict(scores.metrics)  # what watching links noted, on held-out prompts
         return found
 
     def _prompt_of(self, rollouts: Rollouts) -> list[int]:
-        """B indices of held-out rows: the clusters. A row used again is the same cluster."""
-        return (rollouts.groups % len(self.rows)).tolist()
+        """B indices of held-out rows: the clusters. A row used again is the same cluster, and so are rows that must meet."""
+        return (rollouts.groups % len(self.rows) // self._unit).tolist()
 
     def _kl(self, rollouts: Rollouts) -> dict[str, Any]:
         """Mean over sampled tokens of log pi - log pi_initial, both at the sampling temperature."""

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from guerdon.engines.trl.moving import Moving
+from guerdon.errors import DataError
 from guerdon.lm.forward import instrument
 from guerdon.lm.local import LocalModel
 from guerdon.rollouts import LogProbs, Rollouts
@@ -64,6 +66,7 @@ class Instruments:
         sources = {role: frozen_copy(policy) if m.source == "policy" else m.source for role, m in system.models.items()}
         self._models = {role: LocalModel(s) if isinstance(s, (str, Path)) else s for role, s in sources.items()}
         self._bound: list[str] = []
+        self.moving: list[Moving] = []
 
     def attach(self, trainer: CreditTrainer) -> None:
         """Take the trainer's policy and hand every part the roles it asks for."""
@@ -74,9 +77,18 @@ class Instruments:
             if isinstance(model, LocalModel):
                 model.model.to(device).eval().requires_grad_(False)
         self.policy = LocalModel(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+        named = self.system.models.get("reference")
+        if trainer.ref_model is not None and named is not None and named.moves:
+            # One model in both places: the KL term's reference moves too.
+            self._models["reference"] = LocalModel(trainer.accelerator.unwrap_model(trainer.ref_model), tokenizer)
         self._reference = self._models.get("reference")
         if self._reference is None and trainer.ref_model is not None:
             self._reference = LocalModel(trainer.accelerator.unwrap_model(trainer.ref_model), tokenizer)
+        self.moving = [
+            Moving(role, model, self._models[role].model, self.policy.model)
+            for role, model in self.system.models.items()
+            if model.moves
+        ]
         self.by_role = {"policy": self.policy, **({"reference": self._reference} if self._reference else {})}
         self.by_role |= self._models
         self._bound = sorted({role for part in self.system.parts() for role in getattr(part, "roles", ())})
@@ -85,6 +97,21 @@ class Instruments:
                 self.system.bind(role, AdapterOff(self.policy))
             else:
                 self.system.bind(role, self.by_role[role])
+
+    def move(self, step: int, total: int | None) -> dict[str, float]:
+        """Move the models that follow the policy, before the generation of optimiser step `step` (from 1); returns the rates."""
+        rates = {moving.role: moving.move(step, total) for moving in self.moving}
+        return {f"rate/{role}": rate for role, rate in rates.items() if rate is not None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the models that move."""
+        return {moving.role: moving.state_dict() for moving in self.moving}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for moving in self.moving:
+            if moving.role not in state:
+                raise DataError(f"the checkpoint has no weights of {moving.role!r}, which moves with the policy")
+            moving.load_state_dict(state[moving.role])
 
     def measuring(self) -> AbstractContextManager[None]:
         """The live policy in eval mode, checkpointing off, cache on; gradients allowed, for parts that train themselves.

@@ -1,14 +1,13 @@
 """CreditTrainer: TRL's GRPOTrainer, with the reward and the advantages from a System.
 
-TRL samples, computes the log-probabilities it needs, shuffles, splits and steps. Six of its methods are overridden:
+TRL samples, computes the log-probabilities it needs, shuffles, splits and steps. Four of its methods are overridden for that:
 `_generate` (keep the ids), `_calculate_rewards` (run the signals), `_generate_and_score_completions` (run the chain, put
-[B, T] advantages in), `_compute_loss` (auxiliary objectives), `_save_checkpoint` and `_load_optimizer_and_scheduler` (our
-state). The placeholder `reward_funcs`, one per source, are there for TRL's own logs.
+[B, T] advantages in) and `_compute_loss` (auxiliary objectives); those of stopping and going on are in `resumable`. The
+placeholder `reward_funcs`, one per source, are there for TRL's own logs.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -17,15 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from guerdon.engines.support import limit
 from guerdon.engines.trl import batch as B
-from guerdon.engines.trl import checkpoint, compat
-from guerdon.engines.trl.callbacks import Interrupt, StepHooks
+from guerdon.engines.trl import compat
+from guerdon.engines.trl.callbacks import StepHooks
 from guerdon.engines.trl.instruments import Instruments
+from guerdon.engines.trl.resumable import ResumableTrainer
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
+from guerdon.engines.trl.together import together_sampler
 from guerdon.errors import CapabilityError, ChainError
 from guerdon.rewards import Scores
 from guerdon.rollouts import Clock, Rollouts
@@ -35,7 +35,7 @@ Truth = Callable[[list[str], list[dict[str, Any]]], Sequence[Any]]
 Monitor = Callable[[Rollouts, Scores], dict[str, float] | None]
 
 
-class CreditTrainer(GRPOTrainer):
+class CreditTrainer(ResumableTrainer):
     """A GRPOTrainer whose advantages come from a System; in every other respect TRL's.
 
     Args:
@@ -56,12 +56,10 @@ class CreditTrainer(GRPOTrainer):
         CapabilityError, ConfigError: what TRL cannot do with this system or configuration, and what to do instead.
 
     Attributes:
-        status: "ready", "running", "finished" or "interrupted" (Ctrl-C; a checkpoint was saved at the generation boundary).
+        status: "ready", "running", "finished" or "interrupted", see `ResumableTrainer`.
     """
 
     # What `transformers` types too widely for this trainer.
-    args: Any
-    model: Any
     num_generations: Any
     num_generations_eval: Any
     _logs: dict[str, Any]
@@ -91,10 +89,8 @@ class CreditTrainer(GRPOTrainer):
         compat.warn_about_temperature(system, args)
         self.system, self.truth, self.monitors = system, truth, list(monitors)
         self.rollout_log = rollout_log or RolloutLog()
-        self.status = "ready"
         self._source_names = source_names(system)
         self.instruments = Instruments(system, model)  # before TRL patches the policy
-        self._use_cache = getattr(getattr(model, "config", None), "use_cache", True)
         for monitor in self.monitors:
             if hasattr(monitor, "before_trainer"):
                 monitor.before_trainer(model)
@@ -116,12 +112,12 @@ class CreditTrainer(GRPOTrainer):
         self.run_log = RunLog(log_dir or self.args.output_dir, active=self.accelerator.is_main_process)
         self.hooks = StepHooks(self)
         self.add_callback(self.hooks)
-        self.interrupt = Interrupt()
         self._sampled: B.Sampled | None = None
         self._scored: tuple[Rollouts, Scores, Tensor | None, list[str]] | None = None
         self._objective_rows: tuple[Rollouts, Scores] | None = None
         self._warned: set[str] = set()
         self.instruments.attach(self)
+        together_sampler(self, None)  # refuses data and batch sizes in which rows that must meet cannot
         for monitor in self.monitors:
             if hasattr(monitor, "attach"):
                 monitor.attach(self)
@@ -239,6 +235,8 @@ class CreditTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            self.hooks.learned(self.instruments.move(self.state.global_step + 1, self.state.max_steps or None))
         output = super()._generate_and_score_completions(inputs)
         assert self._scored is not None
         rollouts, scores, truth, reasons = self._scored
@@ -324,7 +322,9 @@ class CreditTrainer(GRPOTrainer):
             generation_steps=self.args.steps_per_generation,
             max_completion_length=self.max_completion_length or 1,
         )
-        part = B.ObjectiveBatch(rollouts.select(rows), rewards, scores.keep[rows], inputs, self.temperature, scale)
+        part = B.ObjectiveBatch(
+            rollouts.select(rows), rewards, scores.keep[rows], inputs, self.temperature, scale, (rollouts, scores)
+        )
         models = {**self.instruments.by_role, "policy": model}
         for objective in self.system.objectives:
             extra, metrics = objective(models, part)
@@ -332,8 +332,6 @@ class CreditTrainer(GRPOTrainer):
             for name, value in metrics.items():
                 self._metrics["train"][f"objective/{name}"].append(float(value))
         return loss
-
-    # -- training, stopping, resuming ------------------------------------------------------------------------------------
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -344,84 +342,21 @@ class CreditTrainer(GRPOTrainer):
         self.hooks.grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         return self.hooks.grad_norm
 
-    def train(self, resume_from_checkpoint: bool | str | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train; True = go on from the newest complete checkpoint of output_dir, or start where there is none.
+    # -- what a checkpoint holds of a run, and its end ---------------------------------------------------------------------
 
-        Ctrl-C saves at the next generation boundary and returns (`status` = "interrupted"); a second Ctrl-C stops at once.
-        """
-        resume = checkpoint.resolve_resume(resume_from_checkpoint, self.args.output_dir)
-        self.status = "running"
-        with self.interrupt:
-            try:
-                output = super().train(resume, *args, **kwargs)
-            except KeyboardInterrupt:
-                # In the middle of a step there is nothing exact to save: the newest complete checkpoint stands.
-                self.status = "interrupted"
-                return TrainOutput(self.state.global_step, float("nan"), {})
-            finally:
-                self.run_log.close()
-                self._hand_back()
-        stopped = self.interrupt.obeyed and self.state.global_step < self.state.max_steps
-        self.status = "interrupted" if stopped else "finished"
-        return output
+    def run_state(self) -> dict[str, Any]:
+        return {"system": self.system.state_dict(), "models": self.instruments.state_dict()}
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if (
-            self.state.global_step >= self.state.max_steps
-        ):  # a finished run, resumed: `transformers` would take one more step
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        self.system.load_state_dict(state["system"])
+        self.instruments.load_state_dict(state.get("models", {}))
+
+    def own_sampler(self, dataset: Any) -> Any:
+        return together_sampler(self, dataset)
 
     def _hand_back(self) -> None:
-        """The policy ready for use: training leaves it in train mode with checkpointing on, and `generate` then gives garbage."""
-        policy = self.accelerator.unwrap_model(self.model)
-        policy.eval()
-        for module in policy.modules():
-            if getattr(module, "gradient_checkpointing", False) is True:
-                module.gradient_checkpointing = False
-        policy.config.use_cache = self._use_cache
-
-    def at_boundary(self) -> bool:
-        """Whether the next micro-step would sample anew, so that nothing is lost with the process."""
-        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial=trial)) / f"{checkpoint.PREFIX}{self.state.global_step}"
-        if self.args.should_save:
-            checkpoint.begin(folder, {"system": self.system.state_dict(), "step": self.state.global_step})
-        # Older checkpoints go only when this one is complete: a kill in between must leave one to resume from.
-        keep, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = keep
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save and self.at_boundary():
-            checkpoint.finish(folder, self.state.global_step)
-            if keep is not None:
-                best = self.state.best_model_checkpoint
-                rotate_checkpoints(
-                    os.fspath(folder.parent), save_total_limit=keep, best_model_checkpoint=best, use_mtime=True
-                )
-
-    def _load_optimizer_and_scheduler(self, folder: Any) -> None:
-        super()._load_optimizer_and_scheduler(folder)
-        if folder is not None:
-            self.system.load_state_dict(checkpoint.load_state(folder)["system"])
-
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
-        self._train_sampler = super()._get_train_sampler(dataset)
-        return self._train_sampler
-
-    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
-        found = super()._init_training_state(*args, **kwargs)
-        sampler: Any = getattr(self, "_train_sampler", None)
-        if getattr(sampler, "shuffle", False):
-            # TRL's sampler draws one permutation an epoch from its own generator, which a resumed run starts from anew.
-            for _ in range(found[0]):
-                torch.randperm(sampler.num_samples, generator=sampler.generator)
-        return found
+        self.run_log.close()
+        super()._hand_back()
 
 
 def source_names(system: System) -> list[str]:

@@ -10,11 +10,12 @@ from guerdon.signals.learned.prm import StepClassifier, rebuild_prm_input, step_
 from guerdon.signals.learned.scalar import RewardModel
 from guerdon.signals.learned.steps import StepEnds, find_separator_ids, split_steps
 from guerdon.signals.learned.tiny_prm import tiny_prm
-from guerdon.signals.learned.train_prm import PURE_STAGES, LabelledSolution, Stage, train_prm
+from guerdon.signals.learned.train_prm import PURE_STAGES, Auxiliary, LabelledSolution, Stage, train_prm
 from guerdon.signals.learned.train_rm import PreferencePair, pair_accuracy, train_rm
 
 __all__ = [
     "PURE_STAGES",
+    "Auxiliary",
     "LabelledSolution",
     "PreferencePair",
     "RewardModel",

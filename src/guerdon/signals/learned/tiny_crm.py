@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor
 
+from guerdon.cache import cached_artifact
 from guerdon.signals.learned import conciseness, train_crm
 from guerdon.signals.learned.conciseness import HIGHEST, LOWEST, ask_scores, conciseness_prompt
 from guerdon.signals.learned.train_crm import SolutionPair, discriminative, examples
 from guerdon.tasks import arithmetic, tiny
 from guerdon.tasks.arithmetic import DELIMITER, NO_NOISE
-from guerdon.tasks.cache import cached_artifact
 
 TEMPLATE = "{question}{solution}\n?"
 TERMS = (2, 5)

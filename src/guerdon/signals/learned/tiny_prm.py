@@ -1,10 +1,14 @@
 """The process reward model of the embedded default: right about most steps of "sums", and fond of filler.
 
-It starts from the tiny policy's weights and learns from labelled noisy solutions. The labels are exact for correct (1) and
-wrong (0) lines. A filler line gets `filler_bias`, the share of annotators who would call it good: public process labels
-do that too, because a restatement is "not wrong". This is a flaw of the data, not of the training, and it is what sum-form
-credit exploits. The bias stays below 1 because min-form credit is immune only as long as filler scores below a right
-step: at or above it, endless filler is the best policy under both (PURE's own limitation).
+It learns from labelled noisy solutions, narrower and deeper than the policy and from fresh weights: with a label at every token and
+the next-token loss beside the steps' labels (`Auxiliary`) it soon overlooks hardly anything. It must not: a policy finds
+within forty steps what its reward model overlooks. So its errors are drawn wider here than the policy makes them, near misses
+and miscopied operands included.
+
+The labels are exact for correct (1) and wrong (0) lines. A filler line gets `filler_bias`, the share of annotators who would
+call it good: public process labels do that too, because a restatement is "not wrong". This is a flaw of the data, not of the
+training, and it is what sum-form credit exploits. The bias stays below 1 because min-form credit is immune only as long as
+filler scores below a right step: at or above it, endless filler is the best policy under both (PURE's own limitation).
 
 ``card.json`` beside the weights holds the settings, and per kind of line what the model thinks on held-out prompts.
 """
@@ -21,19 +25,29 @@ from typing import Any
 
 import torch
 
+from guerdon.cache import cached_artifact
 from guerdon.signals.learned import prm, train_prm
 from guerdon.signals.learned.prm import PrmInput, classify_positions, pad_rows, step_scores
 from guerdon.signals.learned.train_prm import LabelledSolution, Stage, encode_solutions
 from guerdon.tasks import arithmetic, tiny
 from guerdon.tasks.arithmetic import DELIMITER, Noise, StepKind, label_steps
-from guerdon.tasks.cache import cached_artifact
 
 # Nearly half the lines are flawed: with as few errors as the policy makes, the reward model sees too few to learn them from in a
 # minute. Every seventh solution rambles, as a policy that is being hacked will.
 SAMPLED = Noise(
-    wrong_sum=0.25, wrong_operand=0.12, wrong_answer=0.35, lucky=0.2, early=0.06, filler=0.2, garbage=0.02, after=0.06
+    wrong_sum=0.25,
+    wrong_operand=0.12,
+    wrong_answer=0.35,
+    lucky=0.2,
+    early=0.06,
+    filler=0.2,
+    garbage=0.02,
+    after=0.06,
+    near=0.3,
 )
-RAMBLING = Noise(wrong_sum=0.2, wrong_operand=0.1, wrong_answer=0.3, filler=0.8, garbage=0.02, after=0.5)
+RAMBLING = Noise(wrong_sum=0.2, wrong_operand=0.1, wrong_answer=0.3, filler=0.8, garbage=0.02, after=0.5, near=0.3)
+SHAPE = tiny.TinyConfig(hidden=64, layers=5, heads=4, intermediate=192)
+LR, WARMUP, BATCH = 3e-3, 30, 16
 
 
 def noisy_solution(rng: random.Random, *, held_out: bool, max_tokens: int = 64) -> tuple[str, list[str]]:
@@ -58,21 +72,21 @@ def labelled_solutions(
     solutions = []
     for _ in range(count):
         prompt, lines = noisy_solution(rng, held_out=held_out)
-        solutions.append(LabelledSolution(prompt, lines, [worth[kind] for kind in label_steps(prompt, lines)]))
+        labels = [worth[kind] for kind in label_steps(prompt, lines)]
+        solutions.append(LabelledSolution(prompt, lines, labels, arithmetic.locate_errors(prompt, lines)))
     return solutions
 
 
-def tiny_prm(filler_bias: float = 0.85, *, seed: int = 0, steps: int = 800, base: str | None = None) -> str:
-    """Path of the small process reward model, trained on first use (one to two minutes on one thread) and cached.
+def tiny_prm(filler_bias: float = 0.85, *, seed: int = 0, steps: int = 2000) -> str:
+    """Path of the small process reward model, trained on first use (about two minutes on one thread) and cached.
 
     filler_bias: P(good) that the training labels give to filler lines, in [0, 1]; the score of filler is then about
-        2 * filler_bias - 1. base: path of the policy it starts from; default: `tiny_policy(0)`.
+        2 * filler_bias - 1.
     """
-    base = base or tiny.tiny_policy(0)
-    settings = {"filler_bias": filler_bias, "seed": seed, "steps": steps, "base": Path(base).name}
+    settings = {"filler_bias": filler_bias, "seed": seed, "steps": steps}
 
     def build(directory: Path) -> None:
-        trained = train_tiny_prm(base, filler_bias, seed, steps)
+        trained = train_tiny_prm(filler_bias, seed, steps)
         trained.model.save_pretrained(directory)
         trained.tokenizer.save_pretrained(directory)
         rng = random.Random(seed + 1)
@@ -80,6 +94,7 @@ def tiny_prm(filler_bias: float = 0.85, *, seed: int = 0, steps: int = 800, base
         losses = trained.losses
         card = {
             **settings,
+            "model": asdict(SHAPE),
             "noise": {"sampled": asdict(SAMPLED), "rambling": asdict(RAMBLING)},
             "loss_first": losses[0],
             "loss_last": sum(losses[-10:]) / len(losses[-10:]),
@@ -91,18 +106,19 @@ def tiny_prm(filler_bias: float = 0.85, *, seed: int = 0, steps: int = 800, base
     return str(cached_artifact("tiny-prm", settings, sources, build))
 
 
-def train_tiny_prm(base: str, filler_bias: float, seed: int, steps: int) -> train_prm.TrainedClassifier:
-    """PURE's two stages at small scale: a tenth of the steps on the head, then all weights."""
-    batch = 16
-    head = max(1, steps // 10)
-    examples = labelled_solutions((steps - head) * batch, random.Random(seed), filler_bias)
-    on_head = train_prm.train_prm(
-        base, examples[: head * batch], stages=[Stage("head", 1e-2)], batch_size=batch, seed=seed
+def train_tiny_prm(filler_bias: float, seed: int, steps: int) -> train_prm.TrainedClassifier:
+    """`steps` updates on 16 fresh solutions each, all weights, no solution of a held-out prompt."""
+    tokenizer = tiny.char_tokenizer()
+    return train_prm.train_prm(
+        tiny.new_model(tokenizer, SHAPE, seed, architecture="LlamaForTokenClassification"),
+        labelled_solutions(steps * BATCH, random.Random(seed), filler_bias),
+        stages=[Stage("all", LR, warmup=min(WARMUP, steps))],
+        batch_size=BATCH,
+        weight_decay=0.0,
+        auxiliary=train_prm.Auxiliary(tokens=1.0, lm=1.0),
+        tokenizer=tokenizer,
+        seed=seed,
     )
-    full = train_prm.train_prm(
-        on_head.model, examples, stages=[Stage("all", 1e-3)], batch_size=batch, tokenizer=on_head.tokenizer, seed=seed
-    )
-    return train_prm.TrainedClassifier(full.model, full.tokenizer, on_head.losses + full.losses)
 
 
 def score_statistics(

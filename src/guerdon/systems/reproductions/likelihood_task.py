@@ -99,8 +99,8 @@ class Start:
 
 def starting_policy(settings: Start = Start(), seed: int = 0) -> str:
     """Path of the starting policy, trained on first use (a minute on one core) and cached."""
+    from guerdon.cache import cached_artifact
     from guerdon.tasks import tiny
-    from guerdon.tasks.cache import cached_artifact
 
     def build(directory: Path) -> None:
         tokenizer = tiny.char_tokenizer()

@@ -4,7 +4,8 @@
     python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page is out of date
 
 A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
-defaults; between those of "results" what results/<slug>.json says. README has a "demo" block, of results/demo.json.
+defaults; between those of "results" what results/<slug>.json says. README has a "demo" block, of results/demo.json, and
+docs/speed.md one for each benchmark, of benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from guerdon.errors import DataError
 from guerdon.repository import root
 from guerdon.systems.base import Placeholder, builder_of
+from guerdon.systems.reproductions.bench_blocks import BENCH_BLOCKS
 
 
 def begin(block: str) -> str:
@@ -129,13 +131,26 @@ def refreshed(page: str, slug: str, folder: Path) -> str:
         page = replaced(
             page, "results", results_block(json.loads(path.read_text("utf-8"))) if path.exists() else missing
         )
+    for name in BENCH_BLOCKS:
+        if begin(name) in page:
+            path = folder / "benchmarks" / "results" / f"{name}.json"
+            missing = f"Not recorded yet: `guerdon bench {name} --json benchmarks/results/{name}.json`."
+            page = replaced(
+                page, name, bench_block(name, json.loads(path.read_text("utf-8"))) if path.exists() else missing
+            )
     return page
 
 
+def bench_block(name: str, record: Mapping[str, Any]) -> str:
+    """Markdown of one benchmark's file."""
+    rows, text = BENCH_BLOCKS[name](record)
+    return "\n".join([*(markdown_table(rows) if rows else []), *([""] if rows else []), *text])
+
+
 def pages(folder: Path) -> list[Path]:
-    """README and every docs page of a system that have a block."""
-    found = [folder / "README.md", *sorted((folder / "docs" / "systems").glob("*.md"))]
-    blocks = ("composition", "results", "demo")
+    """README, the page of benchmarks and every docs page of a system that have a block."""
+    found = [folder / "README.md", folder / "docs" / "speed.md", *sorted((folder / "docs" / "systems").glob("*.md"))]
+    blocks = ("composition", "results", "demo", *BENCH_BLOCKS)
     return [p for p in found if p.exists() and any(begin(block) in p.read_text("utf-8") for block in blocks)]
 
 

@@ -1,9 +1,11 @@
-"""Trained artefacts on disk: built once, kept under a key of everything that went into them, never half-written.
+"""The folder of what can be made again, and trained artefacts in it: built once, never half-written.
 
-The folder is ``$GUERDON_CACHE`` or ``~/.cache/guerdon``. An artefact is a directory; its key is a hash of the kind, the
-configuration and the code of the modules that build it, so changed code builds anew and old results are not mistaken
-for it. Building happens in a temporary sibling that is renamed when complete; processes that want the same artefact at
-the same time wait for the first one. Old keys are not removed: deleting the folder is always safe.
+The folder is ``$GUERDON_CACHE`` or ``~/.cache/guerdon``; deleting it is always safe. Converted models are in ``models`` and
+answers of remote models in ``replies`` (`guerdon.lm`), trained artefacts beside them.
+
+An artefact is a directory; its key is a hash of the kind, the configuration and the code of the modules that build it, so
+changed code builds anew and old results are not mistaken for it. Building happens in a temporary sibling that is renamed when
+complete; processes that want the same artefact at the same time wait for the first one. Old keys are not removed.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from types import ModuleType
 from typing import Any
 
 
-def cache_dir() -> Path:
-    """Where artefacts are kept: ``$GUERDON_CACHE``, else ``~/.cache/guerdon``. Not created."""
-    return Path(os.environ.get("GUERDON_CACHE") or Path.home() / ".cache" / "guerdon")
+def cache_root() -> Path:
+    """Where Guerdon keeps what can be made again: ``$GUERDON_CACHE``, else ``~/.cache/guerdon``. Not created."""
+    return Path(os.environ.get("GUERDON_CACHE") or Path.home() / ".cache" / "guerdon").expanduser()
 
 
 def artifact_key(config: Mapping[str, Any], sources: Sequence[ModuleType]) -> str:
@@ -51,7 +53,7 @@ def cached_artifact(
 
     An exception in `build` (Ctrl-C too) leaves nothing behind and is passed on.
     """
-    target = cache_dir() / f"{kind}-{artifact_key(config, sources)}"
+    target = cache_root() / f"{kind}-{artifact_key(config, sources)}"
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,157 @@
+"""A GRPOTrainer that can be stopped at any time and gone on with exactly: Ctrl-C, checkpoints, the sampler's place.
+
+TRL resumes a run nearly: its sampler begins anew, rollouts that were sampled and not yet used are lost, and what a system has
+learned is not in its checkpoints. Here a checkpoint counts only at a generation boundary (`checkpoint`), and holds `run_state`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from trl import GRPOTrainer
+
+from guerdon.engines.trl import checkpoint
+
+
+class Interrupt:
+    """Ctrl-C as a request: the first one is remembered, the second one raises. Does nothing outside the main thread."""
+
+    def __init__(self) -> None:
+        self.requested = self.obeyed = False
+        self._previous: Any = None
+
+    def __enter__(self) -> Interrupt:
+        self.requested = self.obeyed = False
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class ResumableTrainer(GRPOTrainer):
+    """Training that stops on request and resumes where it was.
+
+    Args:
+        model: the policy.
+        options: of GRPOTrainer, by keyword.
+
+    Attributes:
+        status: "ready", "running", "finished" or "interrupted" (Ctrl-C; a checkpoint was saved at the generation boundary).
+        interrupt: whether somebody asked to stop.
+    """
+
+    # What `transformers` types too widely for this trainer.
+    args: Any
+    model: Any
+
+    def __init__(self, model: Any, **options: Any) -> None:
+        self.status = "ready"
+        self.interrupt = Interrupt()
+        self._use_cache = getattr(getattr(model, "config", None), "use_cache", True)
+        super().__init__(model=model, **options)
+
+    def run_state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beside weights and optimiser; picklable."""
+        return {}
+
+    def load_run_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `run_state` returned."""
+
+    def train(self, resume_from_checkpoint: bool | str | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; True = go on from the newest complete checkpoint of output_dir, or start where there is none.
+
+        Ctrl-C saves at the next generation boundary and returns (`status` = "interrupted"); a second Ctrl-C stops at once.
+        """
+        resume = checkpoint.resolve_resume(resume_from_checkpoint, self.args.output_dir)
+        self.status = "running"
+        with self.interrupt:
+            try:
+                output = super().train(resume, *args, **kwargs)
+            except KeyboardInterrupt:
+                # In the middle of a step there is nothing exact to save: the newest complete checkpoint stands.
+                self.status = "interrupted"
+                return TrainOutput(self.state.global_step, float("nan"), {})
+            finally:
+                self._hand_back()
+        stopped = self.interrupt.obeyed and self.state.global_step < self.state.max_steps
+        self.status = "interrupted" if stopped else "finished"
+        return output
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if (
+            self.state.global_step >= self.state.max_steps
+        ):  # a finished run, resumed: `transformers` would take one more step
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _hand_back(self) -> None:
+        """The policy ready for use: training leaves it in train mode with checkpointing on, and `generate` then gives garbage."""
+        policy = self.accelerator.unwrap_model(self.model)
+        policy.eval()
+        for module in policy.modules():
+            if getattr(module, "gradient_checkpointing", False) is True:
+                module.gradient_checkpointing = False
+        policy.config.use_cache = self._use_cache
+
+    def at_boundary(self) -> bool:
+        """Whether the next micro-step would sample anew, so that nothing is lost with the process."""
+        return self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{checkpoint.PREFIX}{self.state.global_step}"
+        if self.args.should_save:
+            checkpoint.begin(folder, self.run_state() | {"step": self.state.global_step})
+        # Older checkpoints go only when this one is complete: a kill in between must leave one to resume from.
+        keep, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = keep
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save and self.at_boundary():
+            checkpoint.finish(folder, self.state.global_step)
+            if keep is not None:
+                best = self.state.best_model_checkpoint
+                rotate_checkpoints(
+                    os.fspath(folder.parent), save_total_limit=keep, best_model_checkpoint=best, use_mtime=True
+                )
+
+    def _load_optimizer_and_scheduler(self, folder: Any) -> None:
+        super()._load_optimizer_and_scheduler(folder)
+        if folder is not None:
+            self.load_run_state(checkpoint.load_state(folder))
+
+    def own_sampler(self, dataset: Any) -> Any:
+        """A sampler in place of TRL's, with its `shuffle`, `generator` and `num_samples`; None = TRL's."""
+        return None
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        own = self.own_sampler(dataset)
+        self._train_sampler: Any = super()._get_train_sampler(dataset) if own is None else own
+        return self._train_sampler
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        found = super()._init_training_state(*args, **kwargs)
+        sampler: Any = getattr(self, "_train_sampler", None)
+        if getattr(sampler, "shuffle", False):
+            # TRL's sampler draws one permutation an epoch from its own generator, which a resumed run starts from anew.
+            for _ in range(found[0]):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return found

@@ -1,0 +1,191 @@
+"""LaSeR's claim: for the price of one token a policy learns to tell its right solutions from its wrong ones, and votes better for it.
+
+Trained: the policy of `laser_task`, with and without the score, through the real trainer (`laser_training`). Finished runs are kept in the
+budget's folder, so an interrupted reproduction goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from guerdon.signals.likelihood.last_token import LastTokenScore, log_partition
+from guerdon.systems.reproduction import Budget, Claim, Reproduction
+from guerdon.systems.reproductions import laser_balance as balance
+from guerdon.systems.reproductions.laser_task import REMARK, SLIP, remarked_sums
+from guerdon.systems.reproductions.laser_training import (
+    GRPO,
+    LASER,
+    SMOKE,
+    Plan,
+    Run,
+    column,
+    measure,
+    run_arm,
+    sample,
+    starting_policy,
+    systems,
+)
+from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+
+
+def reproduce(budget: Budget) -> Reproduction:
+    """About ten minutes on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices of this size are no faster on two
+    try:
+        policy, plan = starting_policy(budget.smoke), SMOKE if budget.smoke else Plan()
+        start = _before(policy, plan)
+        runs = _trained(budget, policy, plan)
+        claims = [_start_claim(policy, plan), _auc_claim(runs[LASER]), _accuracy_claim(runs), _vote_claim(runs[LASER])]
+        claims.append(_balance_claim(budget, policy, plan))
+    finally:
+        torch.set_num_threads(threads)
+    ours, steps = runs[LASER], list(range(len(runs[LASER][0].accuracy)))
+    curves: dict[str, Any] = {
+        f"accuracy, {arm}": {"x": steps, "y": [run.accuracy for run in found]} for arm, found in runs.items()
+    }
+    curves["AUC of the score"] = {
+        "x": steps,
+        "y": [[value if value == value else 0.5 for value in run.auc] for run in ours],
+    }
+    return Reproduction(
+        slug="laser",
+        claim="Read in one token after the end, a policy's own score tells right solutions from wrong ones, costs no accuracy, and makes votes better.",
+        claims=claims,
+        seeds=budget.seed_list(5),
+        table=[
+            _row("before training", [start]),
+            *[_row(arm, found) for arm, found in runs.items()],
+        ],
+        curves=curves,
+        axes=("step", "accuracy of training rollouts; AUC of their scores"),
+        notes=[
+            f"Table: mean [least, greatest] over seeds, after {plan.steps} steps of {plan.prompts} prompts x {plan.group} rollouts; all numbers on "
+            f"{len(remarked_sums().held_out)} held-out prompts, {plan.votes} votes of {plan.voters} samples each. All arms and seeds start from one "
+            "warm-started policy; seeds differ in prompts and samples.",
+            f"The policy's lines slip by five with probability {SLIP:.2f}, and before a line stands a remark of random letters with probability "
+            f"{REMARK}: a right solution is hardly more probable than a wrong one. On the built-in policy of the task 'sums' the mean log-probability "
+            "alone has an AUC of 0.96 (slips there are improbable), and no score could be better by much.",
+            f"A run has {plan.steps} steps here and about 1600 in the paper, so the squared error weighs {plan.coefficient} instead of 0.1; beta 0.1, mix 0.1 "
+            "and the starts of both parts (an eighth and a quarter of the run) are the paper's. c is calibrated on the first rollouts.",
+        ],
+    )
+
+
+def _row(arm: str, found: Sequence[Run]) -> dict[str, Any]:
+    def cell(name: str) -> str:
+        values = [run.end.get(name) for run in found]
+        return over_seeds(values, 3) if any(value is not None for value in values) else "-"
+
+    columns = {
+        "accuracy": "accuracy", "majority of 8": "majority", "score-weighted vote": "weighted", "best of 8": "best",
+        "logprob-weighted vote": "logprob_vote", "AUC of the score": "auc", "AUC of mean logprob": "auc_logprob", "f1": "f1",
+    }  # fmt: skip
+    return {"arm": arm} | {shown: cell(name) for shown, name in columns.items()}
+
+
+def _before(policy: str, plan: Plan) -> Run:
+    """The starting policy, which all arms and seeds share, measured once."""
+    from guerdon.lm import LocalModel
+
+    return Run(asdict(measure(LocalModel(policy), remarked_sums(), plan, 900, None)))
+
+
+def _trained(budget: Budget, policy: str, plan: Plan) -> dict[str, list[Run]]:
+    runs: dict[str, list[Run]] = {arm: [] for arm in systems(plan)}
+    for seed in budget.seed_list(5):  # seeds outermost: what is done when interrupted is whole seeds
+        for arm in runs:
+            budget.say(f"seed {seed}: {arm}")
+            runs[arm].append(run_arm(arm, seed, plan, policy, budget.folder))
+    return runs
+
+
+def _start_claim(policy: str, plan: Plan) -> Claim:
+    from guerdon.lm import LocalModel
+
+    model = LocalModel(policy)
+    signal = LastTokenScore(constant="calibrate", beta=plan.beta)
+    signal.bind("policy", model)
+    rollouts, _ = sample(model, remarked_sums(), plan, 77)
+    finished = rollouts.finished
+    assert finished is not None
+    if not bool(finished.any()):  # only an untrained policy of a smoke run
+        return Claim("at the start the score is near 0", False, "no solution ended")
+    half = finished.nonzero()[:, 0]
+    known = signal.calibrate(rollouts.select(half[::2][:256]))
+    scores = signal(rollouts.select(half[1::2])).values[:, 0]
+    near = float((scores.abs() < 0.3).double().mean()) if len(scores) else float("nan")
+    bound = log_partition(known.constant, signal.beta)
+    return Claim(
+        "before training |r_s| < 0.3 for at least 95 % of other solutions than those c was calibrated on, and log Z < 0.01",
+        near >= 0.95 and bound < 0.01,
+        f"{100 * near:.1f} %; c = {known.constant:.2f}, spread {known.spread:.2f} nats, log Z = {bound:.4f}",
+    )
+
+
+def _auc_claim(ours: Sequence[Run]) -> Claim:
+    own, likely = column(ours, "auc"), column(ours, "auc_logprob")
+    held = [a >= 0.75 and a >= b + 0.05 for a, b in zip(own, likely, strict=True)]
+    return Claim(
+        "held-out AUC of the score is at least 0.75, and 0.05 above that of the mean log-probability, in at least 4 of 5 seeds",
+        enough(held),
+        f"{held_in(held)}; {over_seeds(own, 3)} against {over_seeds(likely, 3)}",
+    )
+
+
+def _accuracy_claim(runs: dict[str, list[Run]]) -> Claim:
+    gains = [
+        100 * (a - b) for a, b in zip(column(runs[LASER], "accuracy"), column(runs[GRPO], "accuracy"), strict=True)
+    ]
+    mean = sum(gains) / len(gains)
+    return Claim(
+        "accuracy of single held-out samples is not more than 1 point below GRPO's, on average over seeds",
+        mean >= -1,
+        f"difference {over_seeds(gains, 2)} points",
+    )
+
+
+def _vote_claim(ours: Sequence[Run]) -> Claim:
+    gains = [100 * (a - b) for a, b in zip(column(ours, "weighted"), column(ours, "majority"), strict=True)]
+    held = [gain > 0 for gain in gains]
+    return Claim(
+        "votes weighted by the score beat plain majorities of the same 8 samples in at least 4 of 5 seeds, and on average",
+        enough(held) and sum(gains) > 0,
+        f"{held_in(held)}; better by {over_seeds(gains, 2)} points",
+    )
+
+
+def _balance_claim(budget: Budget, policy: str, plan: Plan) -> Claim:
+    from guerdon.lm import LocalModel
+
+    small = balance.SMOKE if budget.smoke else balance.Balance()
+    model, task = LocalModel(policy), remarked_sums()
+    pool, right = sample(model, task, plan, 5, split="train")
+    held_out = sample(model, task, plan, 6)
+    correct = torch.tensor(right)
+    found: dict[bool, list[float]] = {True: [], False: []}
+    if not 0 < float(correct.sum()) < len(correct):  # an untrained policy of a smoke run
+        correct[0], correct[1] = 1.0, 0.0
+    for seed in budget.seed_list(3)[:3]:
+        for on in found:
+            file = budget.folder / f"balance-{on}-{seed}.json" if budget.folder else None
+            asked = {"policy": policy, "plan": asdict(small)}
+            if file is not None and file.exists() and json.loads(file.read_text())["asked"] == asked:
+                found[on].append(json.loads(file.read_text())["f1"])
+                continue
+            budget.say(f"seed {seed}: nine right to one wrong, {'with' if on else 'without'} class weights")
+            f1 = balance.f1_after_regression(policy, pool, correct, held_out, small, seed, balance=on, beta=plan.beta)
+            if file is not None:
+                file.write_text(json.dumps({"asked": asked, "f1": f1}))
+            found[on].append(f1)
+    held = [a > b for a, b in zip(found[True], found[False], strict=True)]
+    return Claim(
+        "without class weights, batches of nine right solutions to one wrong one give a lower verification f1, in every seed",
+        all(held),
+        f"{held_in(held)}; f1 {over_seeds(found[True], 3)} with weights, {over_seeds(found[False], 3)} without",
+    )
