@@ -89,18 +89,24 @@ def _trained(budget: Budget) -> tuple[dict[str, list[Run]], list[Claim]]:
         for arm in ARMS:
             budget.say(f"seed {seed}: {arm}")
             runs[arm].append(run_arm(arm, seed, plan, policy, budget.folder))
-    return runs, [_gain_claim(runs), _filter_claim(runs[MEAN], budget.smoke)]
+    return runs, [*_gain_claims(runs), _filter_claim(runs[MEAN], budget.smoke)]
 
 
-def _gain_claim(runs: dict[str, list[Run]]) -> Claim:
+def _gain_claims(runs: dict[str, list[Run]]) -> list[Claim]:
     better = [a.both[-1] >= b.both[-1] for a, b in zip(runs[MEAN], runs[PRODUCT], strict=True)]
     gains = [100 * (a.long[-1] - b.long[-1]) for a, b in zip(runs[MEAN], runs[PRODUCT], strict=True)]
-    return Claim(
-        "RLPR ends with an exact match at least the product's in at least 4 of 5 seeds, and is on average 5 points or more above it "
-        "where references are in words",
-        enough(better) and _mean(gains) >= 5,
-        f"not below in {held_in(better)}; gain where references are in words {over_seeds(gains, 1)} points",
-    )
+    return [
+        Claim(
+            "RLPR ends with an exact match at least the product's in at least 4 of 5 seeds",
+            enough(better),
+            f"not below in {held_in(better)}",
+        ),
+        Claim(
+            "and is on average 5 points or more above it where references are in words",
+            _mean(gains) >= 5,
+            f"gain {over_seeds(gains, 1)} points",
+        ),
+    ]
 
 
 def _filter_claim(runs: Sequence[Run], smoke: bool) -> Claim:
