@@ -91,7 +91,7 @@ def test_the_reproduction_runs_in_small_and_resumes(tmp_path) -> None:
     from guerdon.systems.reproductions.rlpr_training import ARMS
 
     result = reproduce(Budget(seeds=1, smoke=True, folder=tmp_path))
-    assert result.slug == "rlpr" and len(result.claims) == 5 and len(result.table) == len(ARMS)
+    assert result.slug == "rlpr" and len(result.claims) == 6 and len(result.table) == len(ARMS)
     assert all(len(curve["y"]) == 1 and len(curve["y"][0]) == len(curve["x"]) == 3 for curve in result.curves.values())
     files = sorted(tmp_path.glob("*.json"))
     assert len(files) == len(ARMS)
