@@ -153,7 +153,7 @@ def print_table(summaries: Sequence[SystemSummary], console: Console) -> None:
     """True success, reward and length from start to end, and the verdict, a row a system."""
     table = Table(header_style="bold", title="held-out prompts, start -> end (95 % interval)", title_justify="left")
     for column in ("system", "seeds", "true success", "optimised reward", "length", "KL", "verdict"):
-        table.add_column(column, no_wrap=column == "verdict")
+        table.add_column(column, no_wrap=column == "verdict", overflow="fold")
     for summary in summaries:
         colour = {"hacked": "bold red", "not hacked": "green"}.get(summary.verdict.label, "yellow")
         table.add_row(
