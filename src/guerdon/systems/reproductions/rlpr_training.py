@@ -21,8 +21,10 @@ from guerdon.systems.rlpr import rlpr
 from guerdon.tasks.references import HALVES, Habits, references, references_policy
 
 MEAN, PRODUCT = "mean probability (RLPR)", "product"
+UNFILTERED = "mean probability, no filter"
 ARMS: dict[str, Callable[[], System]] = {
     MEAN: lambda: rlpr(format_mode="R1_nothink"),
+    UNFILTERED: lambda: rlpr(format_mode="R1_nothink", std_beta=None),
     PRODUCT: lambda: rlpr(format_mode="R1_nothink", aggregation="prod_prob", debias=False, std_beta=None),
 }
 
