@@ -85,3 +85,14 @@ def test_score_keeps_every_column_and_tells_wrong_from_unknown(tmp_path):
     assert [row["reward"] for row in scored] == [1.0, 0.0, None]
     assert scored[1]["reward_reason"] and scored[2]["reward_reason"]
     assert all(row["reward_level"] == "sequence" for row in scored)
+
+
+def test_every_benchmark_can_be_loaded():
+    from guerdon.cli.catalogue import _module
+    from guerdon.repository import find_root
+
+    root = find_root()
+    assert root is not None
+    found = [_module(path) for path in sorted((root / "benchmarks").glob("bench_*.py"))]
+    assert {"bench_engine", "bench_math", "bench_prefix"} <= {module.__name__ for module in found}
+    assert all(callable(module.run) for module in found)
