@@ -208,3 +208,17 @@ def test_a_reference_too_long_for_the_limit_leaves_the_others(lm):
     found = bound(lm, max_tokens=50)(many)
     for name in ("score", "baseline"):
         torch.testing.assert_close(found[name].values, alone[name].values)
+
+
+def test_a_task_of_another_layout_brings_its_splice():
+    from guerdon.systems.context import Context, build
+    from guerdon.tasks import load_task
+    from guerdon.tasks.tiny import char_tokenizer
+
+    task = load_task("sums")
+    cut = task.notes["splice"]("3+b5=8\n#9", "8")
+    assert (cut.kept, cut.text, cut.start, cut.end) == (8, "8", 0, 1)
+    assert task.notes["splice"]("3+b5=8", "8").why == "no '#' in the response"
+    system = build("rlpr", Context(task, char_tokenizer(), "unused"))
+    assert set(system.signals) == {"prob", "repetition"} and "TagSplice" in repr(system.signals["prob"])
+    assert set(build("rlpr:splice=R1_nothink", Context(task, char_tokenizer(), "unused")).signals) >= {"prob"}

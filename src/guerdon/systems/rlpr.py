@@ -44,6 +44,7 @@ def rlpr(
     *,
     reference: str = "answer",
     format_mode: Literal["R1", "R1_nothink"] = "R1",
+    splice: Any = None,
     aggregation: Literal["mean_prob", "mean_logprob", "prod_prob", "geo_mean_prob"] = "mean_prob",
     shaping: str = "threshold_0",
     format_coefficient: float = 0.1,
@@ -60,6 +61,8 @@ def rlpr(
     Args:
         reference: the data column with the reference answer.
         format_mode: tag layout; "R1_nothink" for Llama and Gemma.
+        splice: where the reference goes in responses of another layout, see `ReferenceProbability`; such responses are not asked
+            for the layout's tags either.
         aggregation: of the reference's token probabilities.
         shaping: of score minus baseline, see `credit.shaping.shaping_function`.
         format_coefficient: c in (1 - c) s + c format; 0 is the paper's formula.
@@ -72,23 +75,33 @@ def rlpr(
     from guerdon.signals import Repetition, ThinkFormat
 
     probability = likelihood.ReferenceProbability(
-        reference=reference, mode=format_mode, aggregation=aggregation, debias=debias, temperature=temperature
+        reference=reference,
+        mode=format_mode,
+        splice=splice,
+        aggregation=aggregation,
+        debias=debias,
+        temperature=temperature,
     )
-    signals: dict[str, Any] = {"prob": probability, "format": ThinkFormat(mode=format_mode)}
+    signals: dict[str, Any] = {"prob": probability}
     chain: list[Any] = []
     if debias:
         chain.append(Fuse("prob.score", "prob.baseline", weights=(1.0, -1.0), into="prob"))
     chain += [
         On("prob", Shape(shaping)),
         Watch("prob", "shaped"),
-        Fuse("prob", "format", weights=(1 - format_coefficient, format_coefficient), into="reward"),
     ]
+    live = "prob"
+    if splice is None:
+        signals["format"] = ThinkFormat(mode=format_mode)
+        live, weights = "reward", (1 - format_coefficient, format_coefficient)
+        chain.append(Fuse("prob", "format", weights=weights, into=live))
     if repetition:
         signals["repetition"] = Repetition(rule="window", window_size=10, max_repetitions=10)
-        chain.append(Fuse("reward", "repetition", into="reward"))
+        chain.append(Fuse(live, "repetition", into="reward"))
+        live = "reward"
     if std_beta is not None:
-        chain.append(StdEMAFilter("reward", std_beta, std_ratio, std_start, filter_start))
-    chain += [GroupNorm("reward", eps=1e-6, flat_below=1e-6, singleton="drop"), ToTokens("reward", "whole")]
+        chain.append(StdEMAFilter(live, std_beta, std_ratio, std_start, filter_start))
+    chain += [GroupNorm(live, eps=1e-6, flat_below=1e-6, singleton="drop"), ToTokens(live, "whole")]
     return System(signals, chain, models={"initial": Model("policy", "phase_start")} if debias else {}, name="rlpr")
 
 

@@ -34,8 +34,6 @@ _TABLE_OPTIONS = (
 )
 _SEARCH_OPTIONS = ("style", "hops", "size", "train_size", "held_out_size", "max_turns", "seed")
 _SUMS_OPTIONS = ("train_size", "held_out_size", "terms", "seed", "views")
-# Lines, then "#" and the total; the tiny policy has never seen a hint, so gold chains come from the question alone.
-_SUMS_NOTES = {"layout": ("", "", "#", ""), "hint": ""}
 
 
 def load_task(spec: str | Task, **options: Any) -> Task:
@@ -59,7 +57,7 @@ def load_task(spec: str | Task, **options: Any) -> Task:
             return sums_in_two_views(**known)
         from guerdon.tasks.arithmetic import sums
 
-        return replace(sums(**known), notes=_SUMS_NOTES)
+        return replace(sums(**known), notes=_notes_on_sums())
     if name == "search":
         from guerdon.tasks.search import options_of, search
 
@@ -105,3 +103,11 @@ def _known(settings: dict[str, Any], allowed: tuple[str, ...], spec: str) -> dic
     if unknown:
         raise ConfigError(f"{spec!r}: unknown option {', '.join(unknown)}; there are {', '.join(allowed)}")
     return settings
+
+
+def _notes_on_sums() -> dict[str, Any]:
+    """Lines, then "#" and the total, where a reference goes, too; the tiny policy has never seen a hint, so gold chains come from the
+    question alone."""
+    from guerdon.signals.likelihood.splice import TagSplice
+
+    return {"layout": ("", "", "#", ""), "hint": "", "splice": TagSplice("#", before="", after="")}

@@ -31,7 +31,7 @@ from guerdon.signals.likelihood.reference import (
     references_of,
     to_rows,
 )
-from guerdon.signals.likelihood.splice import Mode, RLPRSplice, Splice, splice_reference
+from guerdon.signals.likelihood.splice import Mode, RLPRSplice, Splice, Splicer, splice_reference, splicer
 
 
 def rlpr_reward(
@@ -69,6 +69,7 @@ class ReferenceProbability(Bound):
 
     reference: the data column with the reference answer, or a list of equally right ones.
     mode: tag layout, "R1" or "R1_nothink".
+    splice: where the reference goes in responses of another layout: a name of `SPLICES` or a callable; None = the mode's.
     aggregation: see `aggregate`.
     temperature: what logits are divided by; the rollouts' sampling temperature in the official code.
     debias: also give the baseline. The System then needs models={"initial": Model("policy", "phase_start")}.
@@ -84,6 +85,7 @@ class ReferenceProbability(Bound):
         *,
         reference: str = "answer",
         mode: Mode = "R1",
+        splice: str | Splicer | None = None,
         aggregation: Aggregation = "mean_prob",
         temperature: float = 1.0,
         debias: bool = True,
@@ -94,7 +96,8 @@ class ReferenceProbability(Bound):
         super().__init__()
         check_aggregation(aggregation)
         pair_weights(torch.zeros(0), torch.zeros(0, dtype=torch.long), references)  # refuses an unknown name here
-        self.scorer = ReferenceScorer(reference, RLPRSplice(mode), temperature=temperature, max_tokens=max_tokens)
+        rule = RLPRSplice(mode) if splice is None else splicer(splice)
+        self.scorer = ReferenceScorer(reference, rule, temperature=temperature, max_tokens=max_tokens)
         self.mode, self.aggregation, self.references = mode, aggregation, references
         self.debias, self.round_bfloat16 = debias, round_bfloat16
         self.roles = ("policy", "initial") if debias else ("policy",)
@@ -107,9 +110,8 @@ class ReferenceProbability(Bound):
         return self.scorer.temperature
 
     def __repr__(self) -> str:
-        return (
-            f"ReferenceProbability({self.scorer.column!r}, {self.mode!r}, {self.aggregation!r}, debias={self.debias})"
-        )
+        layout = self.mode if self.scorer.splice == RLPRSplice(self.mode) else self.scorer.splice
+        return f"ReferenceProbability({self.scorer.column!r}, {layout!r}, {self.aggregation!r}, debias={self.debias})"
 
     def state_dict(self) -> dict[str, Any]:
         return {"baselines": dict(self._baselines)}
