@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from guerdon.threads import one_thread
+
 
 def cache_root() -> Path:
     """Where Guerdon keeps what can be made again: ``$GUERDON_CACHE``, else ``~/.cache/guerdon``. Not created."""
@@ -49,7 +51,7 @@ def _code(source: str) -> str:
 def cached_artifact(
     kind: str, config: Mapping[str, Any], sources: Sequence[ModuleType], build: Callable[[Path], None]
 ) -> Path:
-    """The directory of an artefact, built by `build(directory)` if there is none yet.
+    """The directory of an artefact, built by `build(directory)` on one thread if there is none yet.
 
     An exception in `build` (Ctrl-C too) leaves nothing behind and is passed on.
     """
@@ -62,7 +64,8 @@ def cached_artifact(
             return target
         scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            build(scratch)
+            with one_thread():
+                build(scratch)
             scratch.chmod(0o755)  # mkdtemp makes it private; other users of a shared cache may read it
             scratch.replace(target)
         finally:

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions import cdr_family as tiny_family
 from guerdon.systems.reproductions.arm import kept_run
@@ -21,6 +19,7 @@ from guerdon.systems.reproductions.cdr_family import SMOKE, UNITS, Size
 from guerdon.systems.reproductions.cdr_probe import NOISE, damaged, flips, helpful_pairs, rankings
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
 from guerdon.tasks.arithmetic import Noise
+from guerdon.threads import one_thread
 
 FLAWS = Noise(wrong_sum=0.25, wrong_answer=0.1, filler=0.1)  # of the policy that is tuned
 STRONG, WEAK = 16, 2  # units of the pair that annotates
@@ -48,13 +47,9 @@ class Seed:
 
 def reproduce(budget: Budget) -> Reproduction:
     """About eight minutes on one core, one of them for the 135M model."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         found = _seeds(budget)
         claims = [_law(found), _equals(found), _tuning(found), *_measured(budget)]
-    finally:
-        torch.set_num_threads(threads)
     return Reproduction(
         slug="cdr",
         claim="The density ratio of two models ranks the better the further the strong one is ahead, and its pairs teach a policy.",

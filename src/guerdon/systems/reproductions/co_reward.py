@@ -9,25 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions import co_reward_tabular as tabular
 from guerdon.systems.reproductions.co_reward_task import starting_policy
 from guerdon.systems.reproductions.co_reward_training import ARMS, CROSS, OWN, SMOKE, TEACHER, Plan, Run, run_arm
 from guerdon.systems.reproductions.short_answers import SMOKE_START, Start
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.threads import one_thread
 
 
 def reproduce(budget: Budget) -> Reproduction:
     """Some three minutes on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         seeds, runs = budget.seed_list(5), _trained(budget)
         tables = _tables(budget)
-    finally:
-        torch.set_num_threads(threads)
     first, plan = runs[OWN][0], Plan()
     return Reproduction(
         slug="co_reward",

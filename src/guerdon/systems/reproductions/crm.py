@@ -34,6 +34,7 @@ from guerdon.systems.reproductions.crm_behaviours import (
 from guerdon.systems.reproductions.sar_training import SMOKE, Plan, Run, starting_policy
 from guerdon.systems.reproductions.sar_training import run_arm as train_arm
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.threads import one_thread
 
 CHANCES = (0.1, 0.3, 0.7)
 TRAINED_SEEDS = 3
@@ -43,12 +44,8 @@ Solution = tuple[str, str]  # question, text
 
 def reproduce(budget: Budget) -> Reproduction:
     """About ten minutes on one core, most of them for training the CRM and the policies."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _reproduce(budget)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _reproduce(budget: Budget) -> Reproduction:

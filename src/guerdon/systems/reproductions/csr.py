@@ -9,26 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
-
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions.csr_tabular import mode_mass
 from guerdon.systems.reproductions.csr_task import starting_policy
 from guerdon.systems.reproductions.csr_training import ARMS, CORRECT, CSR, SMOKE, SPOKEN, Plan, Run, run_arm
 from guerdon.systems.reproductions.short_answers import SMOKE_START, Start
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.threads import one_thread
 
 Masses = Mapping[tuple[bool, float], Sequence[float]]
 
 
 def reproduce(budget: Budget) -> Reproduction:
     """Some three minutes on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         runs, masses = _trained(budget), _masses(budget)
-    finally:
-        torch.set_num_threads(threads)
     first, plan = runs[CORRECT][0], Plan()
     return Reproduction(
         slug="csr",

@@ -10,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions.arm import kept_run
 from guerdon.systems.reproductions.endogenous_mdp import SMOKE, Plan, run
 from guerdon.systems.reproductions.endogenous_probe import PAIRS, STYLES, probe
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.threads import one_thread
 
 HORIZONS = (5, 10, 20)
 POLICIES = {
@@ -28,13 +27,9 @@ POLICIES = {
 
 def reproduce(budget: Budget) -> Reproduction:
     """About eight minutes on one core, two of them for the 135M model."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         found = _worlds(budget)
         claims = [_return_claim(found), _gap_claim(found), _again_claim(found), *_measured(budget)]
-    finally:
-        torch.set_num_threads(threads)
     plan, seeds = Plan(), budget.seed_list(5)
     return Reproduction(
         slug="endogenous",

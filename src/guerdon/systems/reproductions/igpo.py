@@ -18,6 +18,7 @@ from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions import igpo_training as training
 from guerdon.systems.reproductions.retrieval_chain import Hops, KnownGain, Outcome, Setting, Trace, train
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.threads import one_thread
 
 ARMS: dict[str, Any] = {"F1 alone (GRPO)": "outcome", "gain alone": "gain", "IGPO (gain and F1)": "both"}
 BOTH, ALONE = "IGPO (gain and F1)", "F1 alone (GRPO)"
@@ -49,12 +50,8 @@ def starting_policy(smoke: bool) -> str:
 
 def reproduce(budget: Budget) -> Reproduction:
     """About ten minutes on one core, once the tiny policy is there; most of them for the training."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         return _reproduce(budget)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _reproduce(budget: Budget) -> Reproduction:

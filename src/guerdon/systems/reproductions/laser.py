@@ -31,20 +31,17 @@ from guerdon.systems.reproductions.laser_training import (
     systems,
 )
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.threads import one_thread
 
 
 def reproduce(budget: Budget) -> Reproduction:
     """About ten minutes on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         policy, plan = starting_policy(budget.smoke), SMOKE if budget.smoke else Plan()
         start = _before(policy, plan)
         runs = _trained(budget, policy, plan)
         claims = [_start_claim(policy, plan), _auc_claim(runs[LASER]), _accuracy_claim(runs), _vote_claim(runs[LASER])]
         claims.append(_balance_claim(budget, policy, plan))
-    finally:
-        torch.set_num_threads(threads)
     ours, steps = runs[LASER], list(range(len(runs[LASER][0].accuracy)))
     curves: dict[str, Any] = {
         f"accuracy, {arm}": {"x": steps, "y": [run.accuracy for run in found]} for arm, found in runs.items()

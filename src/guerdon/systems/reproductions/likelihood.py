@@ -11,12 +11,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions.likelihood_task import REGIMES, Regime, Start, starting_policy
 from guerdon.systems.reproductions.likelihood_training import ARMS, BASE, LOGPROB, SMOKE, VERIFREE, Plan, Run, run_arm
 from guerdon.systems.reproductions.summary import enough, held_in, interval, over_seeds
+from guerdon.threads import one_thread
 
 Runs = dict[tuple[str, Regime], list[Run]]
 SMOKE_START = Start(steps=3, hidden=16, layers=1, rows=2)
@@ -24,12 +23,8 @@ SMOKE_START = Start(steps=3, hidden=16, layers=1, rows=2)
 
 def reproduce(budget: Budget) -> Reproduction:
     """See `Plan` for the size of a run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         runs = _trained(budget)
-    finally:
-        torch.set_num_threads(threads)
     first = runs[LOGPROB, "long"][0]
     return Reproduction(
         slug="likelihood",

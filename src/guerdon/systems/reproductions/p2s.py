@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions.p2s_probe import gains, generic_gains, items, ordering
 from guerdon.systems.reproductions.p2s_training import (
@@ -26,17 +24,14 @@ from guerdon.systems.reproductions.p2s_training import (
     starting_policy,
 )
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.threads import one_thread
 
 
 def reproduce(budget: Budget) -> Reproduction:
     """About ten minutes on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         runs = _trained(budget)
         claims = [_training_claim(runs, P2S), _training_claim(runs, MEAN), _ordering_claim(budget), *_measured(budget)]
-    finally:
-        torch.set_num_threads(threads)
     first = runs[P2S][0]
     return Reproduction(
         slug="p2s",

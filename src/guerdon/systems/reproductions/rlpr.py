@@ -26,19 +26,16 @@ from guerdon.systems.reproductions.rlpr_training import (
 )
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
 from guerdon.systems.rlpr import std_filter_ema
+from guerdon.threads import one_thread
 
 BETAS = (0.5, 0.7, 0.9, 1.0)
 
 
 def reproduce(budget: Budget) -> Reproduction:
     """See `Plan` for the size of a run; all of it takes about a quarter of an hour on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         runs, claims = _trained(budget)
         claims += _measured(budget)
-    finally:
-        torch.set_num_threads(threads)
     seeds = budget.seed_list(5)
     first = runs[MEAN][0]
     return Reproduction(

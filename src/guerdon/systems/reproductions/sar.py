@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions.sar_probe import mean, problems, rankings, scores
 from guerdon.systems.reproductions.sar_training import (
@@ -25,17 +23,14 @@ from guerdon.systems.reproductions.sar_training import (
     starting_policy,
 )
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.threads import one_thread
 
 
 def reproduce(budget: Budget) -> Reproduction:
     """About ten minutes on one core, three of them for the 135M model."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices of this size are no faster on two
-    try:
+    with one_thread():
         runs = _trained(budget)
         claims = [_shorter_claim(runs), _penalty_claim(runs), *_measured(budget)]
-    finally:
-        torch.set_num_threads(threads)
     first, plan = runs[SAR][0], Plan()
     return Reproduction(
         slug="sar",
