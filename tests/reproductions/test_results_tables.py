@@ -38,7 +38,7 @@ def test_a_block_is_written_between_its_markers_and_nowhere_else() -> None:
     page = f"# A\n\n{begin('results')}\nold 0.9\n{end('results')}\n\nafter"
     new = replaced(page, "results", results_block(RECORD))
     assert new.startswith("# A\n\n") and new.endswith(f"{end('results')}\n\nafter") and "old 0.9" not in new
-    assert "**Not reproduced** with 2 seeds" in new and "**did not hold**: A > B (1 of 2 seeds)" in new
+    assert "**0 of 1 claims held** with 2 seeds" in new and "**did not hold**: A > B (1 of 2 seeds)" in new
     assert replaced(new, "results", results_block(RECORD)) == new
     with pytest.raises(DataError, match="once each"):
         replaced("# no markers", "results", "text")

@@ -32,11 +32,11 @@ def show_systems(name: str | None, *, as_json: bool) -> None:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("system", "what it is", "arXiv", "vectors", "reproduced"):
+    for column in ("system", "what it is", "arXiv", "vectors", "claims held"):
         table.add_column(column)
     for row in rows:
         vectors, shown = row["vectors"], row["reproduction"]
-        done = "-" if shown is None else f"{'yes' if shown['passed'] else 'NO'} ({len(shown['seeds'])} seeds)"
+        done = "-" if shown is None else f"{shown['held']}/{shown['checked']} ({len(shown['seeds'])} seeds)"
         counted = f"{vectors['passed']}/{vectors['total']}" if vectors["total"] else "-"
         table.add_row(row["slug"], escape(row["title"]), row["arxiv"] or "-", counted, done)
     Console().print(table)

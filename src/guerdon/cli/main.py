@@ -175,7 +175,7 @@ def systems(
     name: Annotated[str | None, typer.Argument(help="show one system: what it composes, with its defaults")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print a list of objects")] = False,
 ) -> None:
-    """The published systems: what each is, whether its vectors pass, whether its claim was reproduced."""
+    """The published systems: what each is, whether its vectors pass, how many of its claims held."""
     from guerdon.cli.catalogue import show_systems
 
     show_systems(name, as_json=as_json)

@@ -117,7 +117,8 @@ def vector_state(slug: str) -> dict[str, int]:
 
 
 def reproduction_state(slug: str) -> dict[str, Any] | None:
-    """{"claim", "passed", "seeds", "file"} of results/<slug>.json, or None where nothing is recorded."""
+    """{"claim", "passed", "held", "checked", "seeds", "file"} of results/<slug>.json (held of the checked claims), or None where nothing
+    is recorded."""
     from guerdon.repository import find_root
 
     folder = find_root()
@@ -125,7 +126,9 @@ def reproduction_state(slug: str) -> dict[str, Any] | None:
     if folder is None or path is None or not path.exists():
         return None
     record = json.loads(path.read_text(encoding="utf-8"))
-    return {key: record[key] for key in ("claim", "passed", "seeds")} | {"file": str(path.relative_to(folder))}
+    counted = {"held": sum(claim["passed"] for claim in record["claims"]), "checked": len(record["claims"])}
+    kept = {key: record[key] for key in ("claim", "passed", "seeds")}
+    return {**kept, **counted, "file": str(path.relative_to(folder))}
 
 
 def catalogue() -> list[dict[str, Any]]:

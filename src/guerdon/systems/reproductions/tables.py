@@ -44,7 +44,7 @@ def composition_block(slug: str) -> str:
 def results_block(record: Mapping[str, Any]) -> str:
     """Markdown of one record of `guerdon reproduce`: claims, table, figure, notes and how to run it again."""
     lines = [
-        f"{record['claim']} **{'Reproduced' if record['passed'] else 'Not reproduced'}** with {len(record['seeds'])} seeds "
+        f"{record['claim']} **{_held(record)}** with {len(record['seeds'])} seeds "
         f"(`{record['command']}`, {record['date']}).",
         "",
     ]
@@ -59,6 +59,11 @@ def results_block(record: Mapping[str, Any]) -> str:
     if record["notes"]:
         lines += ["", *[f"- {note}" for note in record["notes"]]]
     return "\n".join(lines)
+
+
+def _held(record: Mapping[str, Any]) -> str:
+    held, checked = sum(claim["passed"] for claim in record["claims"]), len(record["claims"])
+    return "Reproduced" if record["passed"] else f"{held} of {checked} claims held"
 
 
 def demo_block(record: Mapping[str, Any]) -> str:
@@ -126,7 +131,7 @@ def systems_block(folder: Path) -> str:
         state = "not recorded"
         if found.exists():
             record = json.loads(found.read_text("utf-8"))
-            state = f"{'yes' if record['passed'] else 'not all of it'}, {len(record['seeds'])} seeds"
+            state = f"{'yes' if record['passed'] else _held(record)}, {len(record['seeds'])} seeds"
         page = folder / "docs" / "systems" / f"{slug}.md"
         rows.append(
             {
