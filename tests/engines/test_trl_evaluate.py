@@ -114,6 +114,33 @@ def test_row_systems_get_one_rollout_a_prompt_and_draws_repeat(policy_path: str,
     assert {k: v for k, v in evaluator.evaluate().items() if k != "seconds"} != {**second, "step": 1}
 
 
+def test_truth_is_measured_on_the_same_rollouts_whatever_the_reward_needs(
+    policy_path: str, config: Any, tmp_path: Path
+) -> None:
+    seen: dict[str, list[list[str]]] = {}
+    for name, system in {"row": row_system(), "group": plain_system(GroupLetters())}.items():
+        calls = seen.setdefault(name, [])
+
+        def truth(completions: list[str], rows: list[Any], calls: list[list[str]] = calls) -> list[tuple[float, str]]:
+            calls.append([row["prompt"] + text for row, text in zip(rows, completions, strict=True)])
+            return long_enough(completions, rows)
+
+        CreditTrainer(
+            policy_path,
+            system,
+            config(max_steps=1),
+            dataset(),
+            monitors=[Evaluator(dataset(6), truth, system, every=1, samples=12)],
+            log_dir=tmp_path / name,
+        ).train()
+    assert seen["row"][0] == seen["group"][0] and len(seen["row"][0]) == 12, "before training: the same draws"
+    assert len(seen["row"]) == 2 and len(seen["group"]) == 4, "and once more for the groups that are logged"
+    line = lines(tmp_path / "group" / "eval.jsonl")[0]
+    assert line["true_success"]["n"] == line["reward"]["n"] == 12
+    logged = [row for row in lines(tmp_path / "group" / "rollouts.jsonl") if row.get("split") == "held_out"]
+    assert logged and all(row["true"] in (0.0, 1.0) for row in logged)
+
+
 def test_temperature_and_length_of_its_own(policy_path: str, config: Any, tmp_path: Path) -> None:
     system = row_system()
     evaluator = Evaluator(

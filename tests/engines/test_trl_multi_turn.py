@@ -144,9 +144,8 @@ def test_held_out_prompts_are_sampled_with_the_environment_too(tmp_path: Path) -
         rollout_func=multi_turn(Echo()),
     )
     trainer.train()
-    assert (
-        len(lengths) == 8 and min(lengths) > 4
-    )  # before and after the step; a single turn has at most four characters
+    # Before and after the step: four to measure, and the two groups of two that are logged. A turn has at most four characters.
+    assert len(lengths) == 16 and min(lengths) > 4
 
 
 CHATML = (

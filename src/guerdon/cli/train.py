@@ -124,7 +124,7 @@ def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, consol
         parts.task.true_success,
         parts.system,
         every=config.eval_every,
-        samples=config.eval_prompts * (1 if parts.system.reward_scope() == "row" else config.group_size),
+        samples=config.eval_prompts,
         initial_policy=parts.policy,
         kl=config.kl_to_start,
     )

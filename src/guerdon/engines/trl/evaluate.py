@@ -44,10 +44,11 @@ class Evaluator(TrainerCallback):
         truth: (completions, rows) -> a number or (value, reason) for each; None = true success is not measured.
         system: whose reward is reported: the trainer's.
         every: optimiser steps between measurements.
-        samples: rollouts of a measurement: samples / group_size prompts. The first rows are used, again from the start if
-            there are too few.
+        samples: rollouts of a measurement, each of another prompt: the same ones whatever the system, so that true success can be
+            compared between systems. The first rows are used, again from the start if there are too few.
         temperature, max_new_tokens: default the trainer's.
-        group_size: default 1 where the reward of a row needs that row alone, the trainer's num_generations for others.
+        group_size: rollouts of a prompt that the reward needs: default 1 where the reward of a row needs that row alone, the trainer's
+            num_generations for others. Above 1, the reward is measured on as many rollouts again, samples / group_size groups.
         initial_policy: what KL is measured against: a path, a model, or None = a copy of the policy as the trainer gets it.
         kl: False = no KL, and no second model in memory.
         batch_size: rollouts sampled together.
@@ -129,48 +130,70 @@ class Evaluator(TrainerCallback):
         step, began = trainer.state.global_step, time.perf_counter()
         if step == self._last:
             return {}
-        clock = trainer.clock(training=False)
+        clock, size = trainer.clock(training=False), self.group_size
+        assert size is not None
         with trainer.instruments.sampling():
             with trainer.forked(clock, "held-out", trainer.accelerator.process_index):
-                local = self._sample()
-            rollouts, scores = trainer.score(local)
+                local = self._sample(1)
+            if size == 1:
+                rollouts, scores = trainer.score(local)
+                measured = rollouts
+            else:
+                measured = trainer.gathered(local)
+                with trainer.forked(clock, "held-out groups", trainer.accelerator.process_index):
+                    local = self._sample(size)
+                rollouts, scores = trainer.score(local)
             with trainer.forked(clock, "held-out chain"):
                 scores = self.system.credit(scores, rollouts)
-            truth, reasons = self._measure_truth(rollouts)
-            line = {"step": step, **self._numbers(rollouts, scores, truth)}
+            truth, reasons = self._measure_truth(measured)
+            line = {"step": step, **self._numbers(measured, truth), **self._reward(rollouts, scores)}
         line["seconds"] = time.perf_counter() - began
         trainer.run_log.write(EVAL, line)
+        self._log(step, rollouts, scores, *((truth, reasons) if size == 1 else (None, [])))
+        self._last = step
+        return line
+
+    def _log(self, step: int, rollouts: Rollouts, scores: Scores, truth: Tensor | None, reasons: Sequence[str]) -> None:
+        """Write the first groups; their truth is measured here where the measured rollouts were others."""
+        trainer = self._trainer
+        assert trainer is not None
         shown = list(dict.fromkeys(rollouts.groups.tolist()))[: self.log_rollouts]
         kept = [row for row, group in enumerate(rollouts.groups.tolist()) if group in shown]
+        if truth is None and self.truth is not None and kept:
+            found, why = self._measure_truth(rollouts.select(kept))
+            assert found is not None
+            truth, reasons = torch.full((len(rollouts),), math.nan, dtype=found.dtype), [""] * len(rollouts)
+            truth[kept] = found
+            for row, reason in zip(kept, why, strict=True):
+                reasons[row] = reason
         for record in rollout_records(
             rollouts, scores, kept, step=step, split="held_out", truth=truth, truth_reasons=reasons
         ):
             trainer.run_log.write(ROLLOUTS, record)
-        self._last = step
-        return line
 
-    def _sample(self) -> Rollouts:
-        """This rank's share of the held-out rollouts. Every rank samples equally often, or sharded models would hang."""
-        trainer, size = self._trainer, self.group_size
-        assert trainer is not None and size is not None
+    def _sample(self, size: int) -> Rollouts:
+        """This rank's share of the held-out rollouts, `size` of each prompt. Every rank samples equally often, or sharded models would
+        hang."""
+        trainer = self._trainer
+        assert trainer is not None
         prompts, ranks = max(1, self.samples // size), trainer.accelerator.num_processes
         whole = math.lcm(self._unit, ranks)  # rows that must meet do so in the gathered batch
         share = math.ceil(prompts / whole) * whole // ranks
         first = trainer.accelerator.process_index * share
         chosen = [(first + i) % len(self.rows) for i in range(share)]
         per_batch = max(1, self.batch_size // size)
-        parts = [self._sample_batch(chosen[i : i + per_batch], first + i) for i in range(0, share, per_batch)]
+        parts = [self._sample_batch(chosen[i : i + per_batch], first + i, size) for i in range(0, share, per_batch)]
         return concat_rollouts(parts)
 
-    def _sample_batch(self, chosen: list[int], first_group: int) -> Rollouts:
-        trainer, size = self._trainer, self.group_size
-        assert trainer is not None and size is not None
+    def _sample_batch(self, chosen: list[int], first_group: int, size: int) -> Rollouts:
+        trainer = self._trainer
+        assert trainer is not None
         rows = [self.rows[i] for i in chosen for _ in range(size)]
         # As the columns of a data set: every row has every key.
         keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "prompt"]
         columns = {key: [row.get(key) for row in rows] for key in keys}
         prompts = [row["prompt"] for row in rows]
-        with self._sampling_settings():
+        with _Settings(trainer, self.temperature, self.max_new_tokens, size):
             prompt_ids, completion_ids, policy, *_ = trainer._generate(prompts)
             sampled = B.Sampled(prompt_ids, completion_ids, policy)
             rollouts = trainer.rollouts_of(sampled, prompts, columns, size, trainer.clock(training=False))
@@ -182,27 +205,28 @@ class Evaluator(TrainerCallback):
             trainable=torch.ones(len(rows), dtype=torch.bool),
         )
 
-    def _sampling_settings(self) -> Any:
-        assert self._trainer is not None
-        return _Settings(self._trainer, self.temperature, self.max_new_tokens, self.group_size or 1)
-
     def _measure_truth(self, rollouts: Rollouts) -> tuple[Tensor | None, list[str]]:
         if self.truth is None:
             return None, []
         return B.read_truth(self.truth(rollouts.completions, B.rows_of(rollouts)), len(rollouts))
 
-    def _numbers(self, rollouts: Rollouts, scores: Scores, truth: Tensor | None) -> dict[str, Any]:
+    def _numbers(self, rollouts: Rollouts, truth: Tensor | None) -> dict[str, Any]:
+        """Of the rollouts that are the same whatever the system."""
         clusters = self._prompt_of(rollouts)
         found: dict[str, Any] = {}
         if truth is not None:
             found["true_success"] = estimate(truth, clusters)
-        reward = scores.reward if scores.reward is not None else torch.full((len(scores),), math.nan)
-        found["reward"] = estimate(reward, clusters)
         found["length"] = estimate(rollouts.lengths.float(), clusters)
         if rollouts.finished is not None:
             found["truncated"] = estimate(1 - rollouts.finished.float(), clusters)
         if self.kl:
             found["kl"] = self._kl(rollouts)
+        return found
+
+    def _reward(self, rollouts: Rollouts, scores: Scores) -> dict[str, Any]:
+        """Of the rollouts that were scored."""
+        reward = scores.reward if scores.reward is not None else torch.full((len(scores),), math.nan)
+        found: dict[str, Any] = {"reward": estimate(reward, self._prompt_of(rollouts))}
         if scores.metrics:
             found["chain"] = dict(scores.metrics)  # what watching links noted, on held-out prompts
         return found

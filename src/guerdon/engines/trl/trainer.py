@@ -178,8 +178,7 @@ class CreditTrainer(ResumableTrainer):
     def score(self, local: Rollouts) -> tuple[Rollouts, Scores]:
         """Signals on this rank's rollouts; returns the global rollouts and their scores, the same on every rank."""
         clock, processes, rank = local.clock, self.accelerator.num_processes, self.accelerator.process_index
-        with self.forked(clock, "rows", rank):
-            local = self.instruments.with_logprobs(self.system.segmented(local), self.temperature)
+        local = self._segmented(local)
         rollouts = B.gather_rollouts(local, processes)
         if clock.training:
             self.learn(rollouts, Scores.empty(rollouts), "before_scoring")
@@ -191,6 +190,14 @@ class CreditTrainer(ResumableTrainer):
             with self.forked(clock, "signals"):
                 scores = self.system.score(rollouts, only=rest, scores=scores)
         return rollouts, scores
+
+    def gathered(self, local: Rollouts) -> Rollouts:
+        """The global rollouts, not scored; the same on every rank."""
+        return B.gather_rollouts(self._segmented(local), self.accelerator.num_processes)
+
+    def _segmented(self, local: Rollouts) -> Rollouts:
+        with self.forked(local.clock, "rows", self.accelerator.process_index):
+            return self.instruments.with_logprobs(self.system.segmented(local), self.temperature)
 
     def learn(self, rollouts: Rollouts, scores: Scores, at: UpdateAt) -> None:
         """Let the parts that learn at this point do so, on the global batch, on every rank alike."""

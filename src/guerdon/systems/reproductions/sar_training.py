@@ -103,6 +103,7 @@ def train(
         every=plan.every,
         samples=plan.samples,
         batch_size=512,
+        group_size=1,  # only true success and length are of interest
         kl=False,
     )
     trained = train_arm(
