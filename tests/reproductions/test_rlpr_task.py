@@ -12,7 +12,7 @@ from guerdon.errors import ConfigError, DataError
 from guerdon.systems.reproduction import Budget
 from guerdon.tasks.references import (
     HALVES,
-    WORDINGS,
+    WORDS,
     Habits,
     is_held_out,
     parse_prompt,
@@ -20,11 +20,11 @@ from guerdon.tasks.references import (
     references,
     sample_prompt,
     solve,
-    total_of,
+    values_of,
     verify_reference,
 )
 
-NO_HABITS = Habits(slip=0.0, miscopy=0.0, own_words=0.0, untagged=0.0)
+NO_HABITS = Habits(slip=0.0, miscopy=0.0, untagged=0.0)
 
 
 def test_both_halves_in_turn_and_nothing_held_out_is_trained_on() -> None:
@@ -34,35 +34,36 @@ def test_both_halves_in_turn_and_nothing_held_out_is_trained_on() -> None:
     assert not any(is_held_out(row["prompt"]) for row in task.train)
     for row in task.train:
         (a, b, c), half = parse_prompt(row["prompt"])
-        assert half == row["half"] and 1 <= len(row["answer"]) <= 12
-        assert int(re.findall(r"\d+", row["answer"])[0]) == (a + b + c if half == "short" else a - b - c)
+        assert half == row["half"] and 1 <= len(row["answer"]) <= 13
+        values = [a + b + c] if half == "short" else [a - b, a - b - c]
+        assert [int(n) for n in re.findall(r"\d+", row["answer"])] == values
         assert (row["answer"].isdigit()) == (half == "short")
     assert references(train_size=64, held_out_size=32).train == task.train
     with pytest.raises(ConfigError, match="fewer than"):
         references(train_size=1000)
 
 
-def test_every_wording_occurs_about_equally() -> None:
-    wordings = [re.sub(r"\d+", "{}", row["answer"]) for row in references().train if row["half"] == "long"]
-    counts = [wordings.count(wording) for wording in WORDINGS]
-    assert sum(counts) == len(wordings) and min(counts) > 0.1 * len(wordings)
+def test_every_word_occurs_about_equally() -> None:
+    words = [row["answer"].split(" ", 2)[2] for row in references().train if row["half"] == "long"]
+    counts = [words.count(word) for word in WORDS]
+    assert sum(counts) == len(words) and min(counts) > 0.1 * len(words)
 
 
 @pytest.mark.parametrize(
     ("completion", "value"),
     [
-        ("so 11 left\n<answer> 11 left </answer>", 1.0),
-        ("<answer>it is 11</answer>", 1.0),
-        ("<answer> 11 </answer> and more", 1.0),
-        ("<answer> 12 left </answer>", 0.0),
-        ("<answer> 11 left", 0.0),
-        ("<answer> 11 or 12 left </answer>", 0.0),
-        ("<answer> 11 </answer><answer> 11 </answer>", 0.0),
-        ("11", 0.0),
+        ("so 16, 11\n<answer> 16, 11 </answer>", 1.0),
+        ("<answer>16, 11 left</answer> and more", 1.0),
+        ("<answer> 11 </answer>", 0.0),
+        ("<answer> 16, 12 </answer>", 0.0),
+        ("<answer> 16, 11 pence </answer>", 0.0),
+        ("<answer> 16, 11", 0.0),
+        ("<answer> 16, 11 </answer><answer> 16, 11 </answer>", 0.0),
+        ("16, 11", 0.0),
     ],
 )
-def test_exact_match_up_to_the_wording(completion: str, value: float) -> None:
-    verdict = verify_reference(completion, {"prompt": "a25-b5-c9=?\n", "answer": "leaving 11"})
+def test_exact_match_up_to_the_word(completion: str, value: float) -> None:
+    verdict = verify_reference(completion, {"prompt": "a25-b9-c5=?\n", "answer": "16, 11 euros"})
     assert verdict.value == value and bool(verdict.reason) == (value == 0.0)
 
 
@@ -78,7 +79,7 @@ def test_demonstrations_without_flaws_are_right_and_well_formed() -> None:
             prompt = sample_prompt(rng, half)
             text = solve(prompt, NO_HABITS, rng)
             assert verify_reference(text, {"prompt": prompt, "answer": reference_of(prompt)}).value == 1.0
-            assert str(total_of(prompt)) in text.split("\n")[2]
+            assert str(values_of(prompt)[1]) in text.split("\n")[2]
     with pytest.raises(DataError, match="not a prompt"):
         parse_prompt("2+2=?")
 

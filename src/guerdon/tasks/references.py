@@ -1,16 +1,16 @@
 """The built-in task "references": small sums whose reference answers are free text of 1 to 12 tokens.
 
     half "short"    prompt  a3+b5+c4=?\n      reference  12
-    half "long"     prompt  a15-b5-c4=?\n     reference  it is 6     (or "6 left", "leaving 6", ...: somebody's wording)
+    half "long"     prompt  a15-b5-c4=?\n     reference  10, 6 euros    (what is left each time, and a word of whoever wrote it)
 
     a completion    15-b5=10\n
                     10-c4=6\n
-                    so 6 remain\n                    the conclusion, in one of the wordings
-                    <answer> 6 remain </answer>      the answer, mostly in the wording of the conclusion
+                    so 10, 6\n
+                    <answer> 10, 6 </answer>
 
-The references of the long half were worded by others: nothing in the prompt says how, so a completion that is right may still
-word its answer otherwise. True success is exact match up to the wording. This is what a reward from the probability of a reference
-has to cope with, and what no rule that compares texts can judge without knowing all the wordings.
+Nothing in the prompt tells the word, and the policy has never seen it: some tokens of the reference are improbable whatever the
+reasoning, while the others follow from it. True success is exact match up to the word. This is what a reward from the probability
+of a reference has to cope with, and what no rule that compares texts can judge without knowing all the words.
 
 `references_policy()` is a tiny policy that has seen flawed demonstrations of it (see `guerdon.tasks.tiny`).
 """
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 
 Half = Literal["short", "long"]
 HALVES: tuple[Half, Half] = ("short", "long")
-WORDINGS = ("{} left", "it is {}", "{} remain", "we keep {}", "leaving {}", "the rest: {}")
+WORDS = ("euros", "left", "apples", "in all", "roughly", "miles")
 _PROMPT = re.compile(r"a(\d+)([+-])b(\d)\2c(\d)=\?\n?")
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_REFERENCE = re.compile(rf"(\d+(?:, \d+)?)(?: (?:{'|'.join(WORDS)}))?")
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -58,10 +59,11 @@ def parse_prompt(prompt: str) -> tuple[list[int], Half]:
     return [int(match[1]), int(match[3]), int(match[4])], "short" if match[2] == "+" else "long"
 
 
-def total_of(prompt: str) -> int:
-    """The right value of a prompt."""
-    (a, b, c), half = parse_prompt(prompt)
-    return a + b + c if half == "short" else a - b - c
+def values_of(prompt: str) -> list[int]:
+    """The right values of a prompt's two steps; the second is the total."""
+    (first, *others), half = parse_prompt(prompt)
+    sign = 1 if half == "short" else -1
+    return [first + sign * others[0], first + sign * sum(others)]
 
 
 def is_held_out(prompt: str) -> bool:
@@ -76,28 +78,30 @@ def sample_prompt(rng: random.Random, half: Half) -> str:
 
 
 def reference_of(prompt: str) -> str:
-    """The reference: the number, or the number in a wording that depends on the prompt in no way a policy could use."""
-    half = parse_prompt(prompt)[1]
-    total = str(total_of(prompt))
-    return (
-        total if half == "short" else WORDINGS[zlib.crc32(b"wording " + prompt.encode()) % len(WORDINGS)].format(total)
-    )
+    """The reference: the total, or both values and a word that depends on the prompt in no way a policy could use."""
+    answer, half = answer_of(values_of(prompt), parse_prompt(prompt)[1]), parse_prompt(prompt)[1]
+    return answer if half == "short" else f"{answer} {WORDS[zlib.crc32(b'word ' + prompt.encode()) % len(WORDS)]}"
+
+
+def answer_of(values: Sequence[int], half: Half) -> str:
+    """What a policy concludes and answers in either half: ``12`` or ``10, 6``."""
+    return ", ".join(map(str, values[-1:] if half == "short" else values))
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
 
 
 def verify_reference(completion: str, row: Row) -> Verdict:
-    """True success: one answer between tags, and it is the reference in this or another wording."""
-    numbers = re.findall(r"\d+", str(row["answer"]))
-    if len(numbers) != 1:
-        return instrument_failure(f"the row's answer holds {len(numbers)} numbers, expected one: {row['answer']!r}")
+    """True success: one answer between tags, and it is the reference with this word, another or none."""
+    reference = _REFERENCE.fullmatch(str(row["answer"]))
+    if reference is None:
+        return instrument_failure(f"the row's answer is neither '12' nor '10, 6 euros': {row['answer']!r}")
     found = _ANSWER.findall(completion)
     if len(found) != 1:
         return Verdict(0.0, f"{len(found)} answers between <answer> and </answer>, expected one")
-    given = found[0].strip()
-    if given not in {numbers[0], *(wording.format(numbers[0]) for wording in WORDINGS)}:
-        return Verdict(0.0, f"answered {given[:40]!r}, the reference is {row['answer']!r}")
+    given = _REFERENCE.fullmatch(found[0].strip())
+    if given is None or given[1] != reference[1]:
+        return Verdict(0.0, f"answered {found[0].strip()[:40]!r}, the reference is {row['answer']!r}")
     return Verdict(1.0)
 
 
@@ -108,13 +112,12 @@ def verify_reference(completion: str, row: Row) -> Verdict:
 class Habits:
     """How the demonstrations are; every field is a probability.
 
-    slip: of a line stating a wrong value. miscopy: of the conclusion differing from the last line. own_words: of the answer's wording being
-    that of the conclusion (else any). untagged: of the closing tag missing.
+    slip: of a line stating a wrong value. miscopy: of the conclusion differing from the last line. untagged: of the closing tag
+    missing.
     """
 
     slip: float = 0.15
     miscopy: float = 0.04
-    own_words: float = 0.9
     untagged: float = 0.03
 
 
@@ -122,21 +125,20 @@ def solve(prompt: str, habits: Habits, rng: random.Random) -> str:
     """One demonstration: two lines of arithmetic, a conclusion, the answer."""
     (value, *others), half = parse_prompt(prompt)
     sign = "+" if half == "short" else "-"
-    lines = []
+    lines, values = [], []
     for letter, n in zip("bc", others, strict=True):
         result = value + n if half == "short" else value - n
         if rng.random() < habits.slip:
             result = max(0, result + rng.choice((-2, -1, 1, 2)))
         lines.append(f"{value}{sign}{letter}{n}={result}")
         value = result
+        values.append(value)
     if rng.random() < habits.miscopy:
-        value = max(0, value + rng.choice((-1, 1)))
-    wording = "{}" if half == "short" else rng.choice(WORDINGS)
-    lines.append(f"so {wording.format(value)}")
-    if half == "long" and rng.random() >= habits.own_words:
-        wording = rng.choice(WORDINGS)
-    lines.append(f"<answer> {wording.format(value)}" + ("" if rng.random() < habits.untagged else " </answer>"))
-    return "\n".join(lines)
+        values[-1] = max(0, value + rng.choice((-1, 1)))
+    answer = answer_of(values, half)
+    return "\n".join(
+        [*lines, f"so {answer}", f"<answer> {answer}" + ("" if rng.random() < habits.untagged else " </answer>")]
+    )
 
 
 # --- the task --------------------------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ def _warm_start(tokenizer: Any, seed: int, steps: int, habits: Habits, config: T
 
     rng = random.Random(seed)
     model = new_model(tokenizer, config, seed)
-    clean = Habits(slip=0.0, miscopy=0.0, own_words=habits.own_words, untagged=0.0)
+    clean = Habits(slip=0.0, miscopy=0.0, untagged=0.0)
     schedule = Schedule(2e-3, steps, 30)
     optimizer = adamw(model.parameters(), schedule.lr, 0.01)
     losses = []

@@ -40,12 +40,12 @@ def reproduce(budget: Budget) -> Reproduction:
     first = runs[MEAN][0]
     return Reproduction(
         slug="rlpr",
-        claim="With references in words nobody can foresee, the mean of their token probabilities teaches what their product does not.",
+        claim="With a word in the references that nobody can foresee, the mean of their token probabilities teaches what their product does not.",
         claims=claims,
         seeds=seeds,
         table=[_row(arm, found) for arm, found in runs.items()],
         curves={arm: {"x": first.x, "y": [run.long for run in found]} for arm, found in runs.items()},
-        axes=("step", "held-out exact match, references in words"),
+        axes=("step", "held-out exact match, references with a word"),
         notes=[*_notes(first), _unfiltered(runs)],
     )
 
@@ -54,17 +54,21 @@ def _notes(first: Run) -> list[str]:
     plan = Plan()
     return [
         f"Table: mean [least, greatest] over seeds, after {plan.steps} steps of {plan.prompts} prompts x {plan.group} rollouts; exact match up to "
-        f"the wording on {plan.samples} held-out rollouts at temperature 1. All arms and seeds start from one warm-started policy "
+        f"the word on {plan.samples} held-out rollouts at temperature 1. All arms and seeds start from one warm-started policy "
         f"({first.short[0]:.2f} and {first.long[0]:.2f}); seeds differ in prompts and samples.",
-        "Half of the references are a number, half a few words around it in one of six wordings that the prompt does not tell. The policy "
-        "tends to answer in the wording of its own conclusion, which is what makes the right number in other words so improbable.",
+        "Half of the references are a number, half two numbers and a word that the policy would never write and the prompt does not tell. "
+        "A dozen improbable characters put the product below the 1e-6 at which GRPO's own epsilon calls a group flat, so the product's arm "
+        "learns from the numbers' half alone.",
+        "Where the product stays above that epsilon it teaches as well: in two earlier versions of the task, whose references were worded "
+        "in one of six ways the policy itself uses, RLPR was not above the product (-1.4 [-6.2, 4.4] points over 5 seeds where many words "
+        "stood around one number, 0.84 and 0.86 on one seed where two numbers stood before a unit), because a group's advantages divide by "
+        "the std of its rewards, which undoes the product's scale. The task was changed after that was seen; seeds 91 and 92 were the pilots.",
+        "The filter drops what its one threshold calls flat, and a reference with many tokens that do not depend on the reasoning has a "
+        "small std however much there is to learn from it: nearly all that is kept are numbers. TRL cannot draw again for a group that the "
+        "filter drops, so RLPR trains on the share of rows in the last column; the third arm has no filter.",
         "The advantage of a rollout falls on its own answer, too, which the reward never reads. A policy that is unsure of its answers therefore "
-        "drifts there under either reward; the starting policy has learned to copy its conclusion, and the learning rate is half of "
-        "what the library's verifier-driven runs of this size use.",
-        "What was tried: at a learning rate of 2e-4 the answers of both arms drifted (words 0.2 to 0.0 in 60 steps of one seed), until the "
-        "starting policy copied its conclusions; at 1e-4 both arms rise and end alike. TRL cannot draw again for a group that the filter "
-        "drops, so RLPR trains on the share of rows in the last column; the third arm has no filter. The advantages divide a "
-        "product's small differences by their own std, and the numbers' half teaches the product to calculate as well.",
+        "drifts there under either reward; the starting policy copies its conclusion, and the learning rate is half of what the library's "
+        "verifier-driven runs of this size use.",
         "A policy of 0.9M parameters with a token for each character, references of 1 to 12 tokens; the official runs train 7B models "
         "on general questions. The 135M model only measures: right and wrong reasoning were written by hand.",
     ]
@@ -74,7 +78,7 @@ def _unfiltered(runs: dict[str, list[Run]]) -> str:
     gains = [100 * (a.long[-1] - b.long[-1]) for a, b in zip(runs[UNFILTERED], runs[PRODUCT], strict=True)]
     return (
         f"Not a claim of the paper's, and looked at after the others: without the filter the mean probability is {over_seeds(gains, 1)} points "
-        "above the product where references are in words."
+        "above the product where references have a word."
     )
 
 
@@ -82,7 +86,7 @@ def _row(arm: str, found: Sequence[Run]) -> dict[str, Any]:
     return {
         "reward": arm,
         "exact match": over_seeds([run.both[-1] for run in found]),
-        "references in words": over_seeds([run.long[-1] for run in found]),
+        "references with a word": over_seeds([run.long[-1] for run in found]),
         "numbers": over_seeds([run.short[-1] for run in found]),
         "kept in the last third": over_seeds([_mean(run.kept[2 * len(run.kept) // 3 :]) for run in found]),
     }
@@ -112,7 +116,7 @@ def _gain_claims(runs: dict[str, list[Run]]) -> list[Claim]:
             f"not below in {held_in(better)}",
         ),
         Claim(
-            "and is on average 5 points or more above it where references are in words",
+            "and is on average 5 points or more above it where references have a word",
             _mean(gains) >= 5,
             f"gain {over_seeds(gains, 1)} points",
         ),

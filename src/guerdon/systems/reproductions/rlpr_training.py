@@ -117,7 +117,7 @@ def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
         every=plan.every,
         samples=plan.samples,
         batch_size=256,
-        group_size=1,  # the arms' rewards have different scopes: whole groups would mean fewer, other prompts for one of them
+        group_size=1,  # only true success is of interest
         kl=False,
     )
     trained = train_arm(
