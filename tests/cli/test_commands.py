@@ -70,6 +70,23 @@ def test_what_was_asked_wrongly_is_one_paragraph_and_exit_code_2(arguments, mess
     assert "Traceback" not in result.stderr
 
 
+def test_annotate_turns_responses_into_pairs_and_says_what_it_left_out(tmp_path):
+    rows = [
+        {"id": 1, "prompt": "1+1?", "answer": "2", "responses": ["2", "3", "It is 2."]},
+        {"id": 2, "prompt": "2+2?", "answer": "4", "responses": ["4", "4.0"]},
+    ]
+    source, target = tmp_path / "in.jsonl", tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = guerdon("annotate", source, target, "--reward", "numeric")
+    assert result.returncode == 0, result.stderr
+    said = result.stderr
+    assert "1 pairs" in said and "1 prompts without one" in said and "note: '2+2?'" in said
+    (pair,) = [json.loads(line) for line in target.read_text().splitlines()]
+    assert pair["id"] == 1 and pair["rejected"] == "3" and pair["chosen"] in ("2", "It is 2.") and pair["margin"] == 1.0
+    unclear = guerdon("annotate", source, tmp_path / "b.jsonl", "--reward", "rlpr")
+    assert unclear.returncode != 0 and "Traceback" not in unclear.stderr
+
+
 def test_score_keeps_every_column_and_tells_wrong_from_unknown(tmp_path):
     rows = [
         {"prompt": "2+2=", "completion": "\\boxed{4}", "answer": "4", "id": 1},

@@ -170,6 +170,42 @@ def score(
     )  # fmt: skip
 
 
+@app.command(
+    epilog="Example: guerdon annotate responses.jsonl pairs.jsonl --reward cdr:strong=org/chat-dpo,weak=org/chat-sft"
+)
+def annotate(
+    source: Annotated[Path, typer.Argument(help="JSONL or Parquet of prompts and responses")],
+    target: Annotated[Path, typer.Argument(help="file of pairs to write; the ending says the format")],
+    reward: Annotated[str, typer.Option(help="as in `guerdon score`: cdr:strong=A,weak=B, math, conciseness")],
+    part: Annotated[
+        str | None, typer.Option("--source", help="which of the reward's sources counts, where it has several")
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="name of the prompt column")] = "prompt",
+    responses: Annotated[str, typer.Option(help="name of the column with a list of responses")] = "responses",
+    completion: Annotated[str, typer.Option(help="or of the column with one response a row")] = "completion",
+    length_tolerance: Annotated[
+        float | None, typer.Option(help="rejected responses of about the chosen one's length only: 0.1 = within 10 %")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the draw of rejected responses")] = 0,
+    batch_size: Annotated[int, typer.Option(help="input rows at once")] = 16,
+    model: ModelName = None,
+    set_: Sets = None,
+    restart: Restart = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn responses into preference pairs (prompt, chosen, rejected), the best by a reward against another of the same prompt.
+
+    Prompts that give no pair are left out and counted with their reasons. Rerunning goes on where the last run stopped.
+    """
+    from guerdon.cli.annotate import annotate_command
+
+    annotate_command(
+        source, target, reward, part=part, prompt=prompt, responses=responses, completion=completion,
+        length_tolerance=length_tolerance, seed=seed, batch_size=batch_size, model=model, sets=set_ or [], restart=restart,
+        quiet=quiet, console=console,
+    )  # fmt: skip
+
+
 @app.command()
 def systems(
     name: Annotated[str | None, typer.Argument(help="show one system: what it composes, with its defaults")] = None,

@@ -1,7 +1,7 @@
 """Preference annotation of a file: n responses of each prompt in, (prompt, chosen, rejected) out, by any sequence reward.
 
     annotate_file("responses.jsonl", "pairs.jsonl", DensityRatio("org/chat-dpo", "org/chat-sft"))
-    python -m guerdon.preference.annotate responses.jsonl pairs.jsonl --strong org/chat-dpo --weak org/chat-sft
+    guerdon annotate responses.jsonl pairs.jsonl --reward cdr:strong=org/chat-dpo,weak=org/chat-sft
 
 Input rows hold a prompt and a list of responses, or one response each, a prompt's rows next to each other. Output rows hold what preference
 trainers read: `prompt`, `chosen`, `rejected`, with `chosen_reward`, `rejected_reward` and `margin`; other columns of the (first) row are kept. A prompt
@@ -188,49 +188,3 @@ def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
     if len(both) < 2 or bool((both.std(0) == 0).any()):
         return float("nan")
     return float(torch.corrcoef(both.T)[0, 1])
-
-
-def main() -> int:
-    """`python -m guerdon.preference.annotate`."""
-    import argparse
-
-    from guerdon.signals.likelihood.customise import Customisation
-    from guerdon.signals.likelihood.density_ratio import DensityRatio
-
-    parser = argparse.ArgumentParser(
-        prog="python -m guerdon.preference.annotate", description="Pairs by the density ratio of two models."
-    )
-    parser.add_argument("source", help="JSONL or Parquet: prompt and responses")
-    parser.add_argument("target", help="file of pairs to write")
-    parser.add_argument("--strong", required=True, help="the better aligned model: hub id, path or smollm2")
-    parser.add_argument("--weak", required=True, help="the less aligned model")
-    parser.add_argument("--reduction", choices=("sum", "mean"), default="sum")
-    parser.add_argument(
-        "--customise", action="store_true", help="a criterion and an exemplar by domain in both prompts"
-    )
-    parser.add_argument(
-        "--length-tolerance", type=float, help="rejected responses of about the chosen one's length only"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--restart", action="store_true")
-    asked = parser.parse_args()
-    signal = DensityRatio(
-        asked.strong, asked.weak, reduction=asked.reduction, customise=Customisation() if asked.customise else None
-    )
-    done = annotate_file(
-        asked.source,
-        asked.target,
-        signal,
-        length_tolerance=asked.length_tolerance,
-        seed=asked.seed,
-        restart=asked.restart,
-    )
-    print(f"{done.file.rows} pairs -> {done.file.path}; {done.file.left_out} prompts without one")
-    print(f"correlation of reward and length: {done.length_correlation:.2f}")
-    for line in done.file.problems:
-        print(f"note: {line}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,73 @@
+"""`guerdon annotate`: preference pairs by any reward that `guerdon score` knows. The work is `guerdon.preference.annotate_file`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from guerdon.cli.score import bind_models, reward_by_name
+
+
+def annotate_command(
+    source: Path,
+    target: Path,
+    reward: str,
+    *,
+    part: str | None,
+    prompt: str,
+    responses: str,
+    completion: str,
+    length_tolerance: float | None,
+    seed: int,
+    batch_size: int,
+    model: str | None,
+    sets: Sequence[str],
+    restart: bool,
+    quiet: bool,
+    console: Console,
+) -> None:
+    """Annotate a file and say how it went.
+
+    Raises:
+        ConfigError: an unknown reward or option, or several sources and none named.
+        DataError: a broken file, or not one prompt that gave a pair.
+    """
+    from guerdon.preference import annotate_file
+
+    name, signal = reward_by_name(reward, sets)
+    bind_models(signal, model)
+    with Progress(console=console, disable=quiet, transient=True) as progress:
+        bar = progress.add_task(name, total=None)
+
+        def show(rows: int, left_out: int) -> None:
+            progress.update(bar, description=f"{name}: {rows} pairs, {left_out} prompts without one")
+
+        done = annotate_file(
+            source,
+            target,
+            signal,
+            source=part,
+            prompt_column=prompt,
+            responses_column=responses,
+            completion_column=completion,
+            length_tolerance=length_tolerance,
+            seed=seed,
+            batch_size=batch_size,
+            on_progress=show,
+            restart=restart,
+        )
+    if quiet:
+        return
+    console.print(
+        f"{done.file.rows} pairs -> {done.file.path}; {done.file.left_out} prompts without one", highlight=False
+    )
+    console.print(
+        f"correlation of reward and length: {done.length_correlation:.2f} (far from 0, the pairs teach length)",
+        highlight=False,
+    )
+    for line in done.file.problems:
+        console.print(f"note: {escape(line)}", highlight=False)
