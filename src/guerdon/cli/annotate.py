@@ -63,11 +63,14 @@ def annotate_command(
     if quiet:
         return
     console.print(
-        f"{done.file.rows} pairs -> {done.file.path}; {done.file.left_out} prompts without one", highlight=False
+        f"{done.file.rows} pairs -> {done.file.path}; {done.file.left_out} prompts without one",
+        highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"correlation of reward and length: {done.length_correlation:.2f} (far from 0, the pairs teach length)",
         highlight=False,
+        soft_wrap=True,
     )
     for line in done.file.problems:
-        console.print(f"note: {escape(line)}", highlight=False)
+        console.print(f"note: {escape(line)}", highlight=False, soft_wrap=True)
