@@ -153,7 +153,7 @@ class Evaluator(TrainerCallback):
         self._last = step
         return line
 
-    def _log(self, step: int, rollouts: Rollouts, scores: Scores, truth: Tensor | None, reasons: Sequence[str]) -> None:
+    def _log(self, step: int, rollouts: Rollouts, scores: Scores, truth: Tensor | None, reasons: list[str]) -> None:
         """Write the first groups; their truth is measured here where the measured rollouts were others."""
         trainer = self._trainer
         assert trainer is not None
