@@ -2,16 +2,15 @@
 
 import pytest
 import torch
+from link_kit import NAN, STEP_VALUES, Given, batch, scored
 
-from guerdon import CapabilityError, ChainError, Clock, ConfigError, LogProbs, Rewards, Rollouts, Scores, Spans, System
+from guerdon import CapabilityError, ChainError, Clock, LogProbs, Rollouts, Spans, System
 from guerdon.credit import (
     GAE,
     Accumulate,
     Ceil,
     CenterOn,
     Clip,
-    Delta,
-    Drop,
     DropTruncated,
     DropUniformGroups,
     Fuse,
@@ -21,8 +20,6 @@ from guerdon.credit import (
     LeaveOneOut,
     LengthPenalty,
     MaskEnds,
-    MinForm,
-    MinReturn,
     Minus,
     On,
     OnFailure,
@@ -37,53 +34,6 @@ from guerdon.credit import (
     WatchSteps,
     Whiten,
 )
-
-NAN = float("nan")
-LENGTHS = [4, 2, 3, 0]
-STEPS = [[(0, 1), (2, 3)], [(0, 1)], [(0, 0), (1, 2)], []]
-
-
-class Given:
-    """A signal with given values, at the level of its spans."""
-
-    def __init__(self, values, level="sequence"):
-        self.values, self.level = torch.tensor(values), level
-
-    def __call__(self, rollouts, scores):
-        if self.level == "sequence":
-            return Rewards.sequence(self.values, rollouts)
-        return Rewards(self.values, rollouts.segment(self.level))
-
-    def __repr__(self):
-        return "Given()"
-
-
-def batch(lengths=LENGTHS, groups=(0, 0, 1, 1), steps=STEPS, **more):
-    width = max(lengths)
-    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
-    size = len(lengths)
-    return Rollouts(
-        ["p"] * size,
-        ["x" * n for n in lengths],
-        completion_ids=torch.ones(size, width, dtype=torch.long),
-        completion_mask=mask,
-        group_ids=torch.tensor(groups),
-        spans={"steps": Spans.from_lists(steps, unit="token", name="steps")} if steps else {},
-        **more,
-    )
-
-
-def scored(rollouts, **sources):
-    named = {}
-    for name, values in sources.items():
-        tensor = torch.tensor(values)
-        named[name] = (
-            Rewards.sequence(tensor, rollouts) if tensor.dim() == 1 else Rewards(tensor, rollouts.segment("steps"))
-        )
-    return Scores(named, torch.ones(len(rollouts), dtype=torch.bool), raw=named)
-
-
-STEP_VALUES = [[0.5, -1.0], [2.0, 9.0], [0.25, 0.75], [9.0, 9.0]]  # 9 stands under padding and must never show
 
 
 def test_placement_at_ends_and_on_whole_spans():
@@ -327,90 +277,3 @@ def test_watching_steps_warns_of_a_delimiter_that_never_occurs():
     with pytest.warns(UserWarning, match="delimiter"):
         out = WatchSteps("steps")(scores, rollouts)
     assert out.metrics == {"steps/steps_mean": 1, "steps/steps_median": 1}
-
-
-# -- the scalar that is reported ------------------------------------------------------------------------------------------
-
-TAIL = [LeaveOneOut("credit", "padded_tokens", singleton="raw"), Whiten("credit")]
-BOTH = [ToTokens("steps"), ToTokens("answer"), Fuse("steps", "answer", into="credit")]
-
-
-@pytest.mark.parametrize(
-    ("chain", "expected"),
-    [
-        ([*BOTH, Accumulate("credit"), *TAIL], [-0.5 + 1, 2.0, 1.0 + 1, 0]),  # sum form
-        ([On("steps", MinForm(0.01)), *BOTH, Accumulate("credit"), *TAIL], [-1.0 + 1, 2.0, 0.25 + 1, 0]),  # min form
-        ([*BOTH, MinReturn("credit"), *TAIL], [0.0, 0.0, 0.0, 0]),  # strict: 0 on ordinary tokens, -1 + 1 on the last
-        ([On("steps", Clip(0.5)), On("steps", Delta()), *BOTH, Accumulate("credit"), *TAIL], [0 + 1, 0, -0.25 + 1, 0]),
-        ([Drop("steps"), GroupNorm("answer"), ToTokens("answer", "whole")], [1, 0, 1, 0]),  # outcome only
-        (
-            [GroupNorm("steps"), ToTokens("steps", "whole"), LeaveOneOut("answer"), Fuse("steps", "answer")],
-            [0.5, 2, 2, 0],
-        ),
-        ([ToTokens("steps", "whole"), Drop("answer"), Whiten("steps")], [0.5, 2.0, 2.0, 0]),  # spread: read off before
-    ],
-)
-def test_the_optimised_scalar(chain, expected):
-    signals = {"steps": Given(STEP_VALUES, "steps"), "answer": Given([1.0, 0.0, 1.0, 0.0])}
-    scores = System(signals, chain, segments={"steps": None})(batch())
-    assert scores.reward.tolist() == pytest.approx(expected, abs=1e-6)
-    assert torch.isfinite(scores.advantages).all() and scores.advantages[3].abs().sum() == 0
-
-
-# -- refusals -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("chain", "message"),
-    [
-        ([GroupNorm()], "name the source"),
-        ([Fuse("steps", "answer")], "cannot fuse levels"),
-        ([KLPenalty("answer")], "ToTokens"),
-        ([GAE("answer")], "ToTokens"),
-        ([LeaveOneOut("answer", "padded_tokens")], "ToTokens"),
-        ([ToTokens("steps"), LeaveOneOut("steps", "per_token")], "before ToTokens"),
-        ([PerRewardNorm(("steps",))], "one value a row"),
-        ([Gate("answer", by="steps")], "level"),
-        ([OnFailure("source", ("nothere",))], "nothere"),
-        ([Drop("steps"), On("steps", Clip())], "no source 'steps'"),
-        ([RunningNorm("steps")], "one value a row"),
-    ],
-)
-def test_wrong_chains_are_refused_before_a_run(chain, message):
-    signals = {"steps": Given(STEP_VALUES, "steps"), "answer": Given([1.0, 0.0, 1.0, 0.0])}
-    with pytest.raises(ChainError, match=message):
-        System(signals, chain, segments={"steps": None})
-
-
-def test_wrong_options_are_refused():
-    for make in (
-        lambda: OnFailure("ignore"),
-        lambda: LeaveOneOut("a", "other"),
-        lambda: Accumulate("a", 1.5),
-        lambda: Fuse("a"),
-        lambda: Fuse("a", "b", weights=(1,)),
-        lambda: Gate("a", by="b", when="near"),
-        lambda: RunningNorm("a", "median"),
-        lambda: CenterOn(kind="cubic"),
-    ):
-        with pytest.raises(ConfigError):
-            make()
-    with pytest.raises(ChainError):
-        ToTokens("a", "start")
-
-
-def test_scopes_and_needs():
-    assert GroupNorm("a").scope == "group" and GroupNorm("a", std_over="batch").scope == "batch"
-    assert OnFailure("group").scope == "group" and OnFailure().scope == "row"
-    assert KLPenalty("a").needs == {"logprobs.old", "logprobs.reference"} and GAE("a").needs == {"values"}
-    assert repr(On("steps", Clip(0.5))) == "On('steps', Clip(eta=0.5))"
-
-
-def test_tool_tokens_are_in_no_statistic_and_get_no_advantage():
-    policy = torch.tensor([[True, False, True], [True, True, True]])
-    rollouts = batch([3, 3], (0, 0), None, policy_mask=policy)
-    scores = ToTokens("a", "whole")(scored(rollouts, a=[1.0, 0.0]), rollouts)
-    out = Whiten("a")(scores, rollouts)["a"].values
-    assert out[0, 1] == 0
-    plain = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0])
-    assert out[0, 0].item() == pytest.approx(((1 - plain.mean()) / plain.std()).item(), rel=1e-5)

@@ -134,6 +134,10 @@ def plain_system(signal: Any | None = None) -> System:
     return System({"letters": signal or Letters()}, [GroupNorm("letters"), ToTokens("letters", "whole")], name="plain")
 
 
+def token_system(signal: Any | None = None, **options: Any) -> System:
+    return System({"hits": signal or TokenLetters()}, [], name="hits", **options)
+
+
 def letters_reward(completions: list[str], **_: Any) -> list[float]:
     """The same reward as a TRL reward function."""
     return [count_letters(text) for text in completions]

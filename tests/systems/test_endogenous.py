@@ -82,16 +82,6 @@ def test_vector_functions_on_nothing() -> None:
 PROMPTS, TEXTS = ["1+1=", "1+1=", "a longer prompt: "], ["2", "it is 2", "yes\nno"]
 
 
-@pytest.fixture(scope="module")
-def lm() -> Any:
-    from guerdon.lm import LocalModel
-    from guerdon.tasks.tiny import TinyConfig, char_tokenizer, new_model
-
-    tokenizer = char_tokenizer()
-    model = new_model(tokenizer, TinyConfig(hidden=32, layers=2, heads=2, intermediate=64), 0)
-    return LocalModel(model.eval(), tokenizer)
-
-
 def tokens(lm: Any, *, cut: tuple[int, ...] = (), texts: list[str] = TEXTS) -> Rollouts:
     end = lm.tokenizer.eos_token_id
     heads = [torch.tensor(lm.tokenizer(text)["input_ids"]) for text in PROMPTS]

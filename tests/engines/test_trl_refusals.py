@@ -1,0 +1,140 @@
+"""What the TRL engine refuses before a run begins, and why; numbers are of the traps in test_trl_traps.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from engine_kit import (
+    Letters,
+    dataset,
+    plain_system,
+    token_system,
+)
+
+from guerdon.engines.trl import CreditTrainer, compat
+from guerdon.errors import CapabilityError, ConfigError
+from guerdon.system import Model
+
+# -- 10, 11, 15: arguments ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"scale_rewards": "none"}, "scale_rewards='none' would do nothing"),
+        ({"reward_weights": [1.0]}, "reward_weights"),
+        ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation"),
+        ({"use_liger_kernel": True}, "use_liger_kernel"),
+        ({"save_strategy": "steps", "save_steps": 3, "num_iterations": 2}, "multiple of 2"),
+        ({"save_strategy": "steps", "save_steps": 0.5}, "save_steps=0.5"),
+        ({"save_strategy": "epoch"}, "save_strategy='epoch'"),
+    ],
+)
+def test_refused_arguments(config: Any, changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        compat.check_arguments(config(**changes))
+
+
+def test_dpo_is_refused(tmp_path: Path) -> None:
+    from trl import DPOConfig
+
+    with pytest.raises(ConfigError, match="DPOConfig"):
+        CreditTrainer("anything", plain_system(), DPOConfig(str(tmp_path), use_cpu=True, bf16=False), dataset())
+
+
+@pytest.mark.parametrize(
+    ("changes", "cycle"),
+    [
+        ({}, 1),
+        ({"num_iterations": 3}, 3),
+        ({"gradient_accumulation_steps": 4, "steps_per_generation": 2}, 1),
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 3}, 3),
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2}, 4),
+    ],
+)
+def test_generation_cycle(config: Any, changes: dict[str, Any], cycle: int) -> None:
+    assert compat.generation_cycle(config(**changes)) == cycle
+    compat.check_arguments(config(**changes, save_strategy="steps", save_steps=2 * cycle))
+
+
+def test_environment_rewards_are_refused(policy_path: str, config: Any) -> None:
+    """TRL appends a column for an environment that has `get_reward`; ours would no longer be the only ones."""
+
+    from trl import GRPOTrainer
+
+    original = GRPOTrainer.__init__
+
+    def with_environment(self: Any, **kwargs: Any) -> None:
+        original(self, **kwargs)
+        self.reward_funcs.append(lambda **_: [])  # what TRL does for such an environment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPOTrainer, "__init__", with_environment)
+        with pytest.raises(CapabilityError, match="get_reward"):
+            CreditTrainer(policy_path, plain_system(), config(), dataset())
+
+
+# -- 12, 14, 16: systems ------------------------------------------------------------------------------------------------------------
+
+
+class Needy(Letters):
+    def __init__(self, *needs: str, roles: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.needs, self.roles = frozenset(needs), roles
+
+
+@pytest.mark.parametrize(
+    ("needs", "text"),
+    [
+        ("values", "no trainer with a critic"),
+        ("resample", "cannot draw again"),
+        ("logprobs.reference", "no reference"),
+        ("telepathy", "telepathy"),
+    ],
+)
+def test_unmeetable_needs_are_refused(config: Any, needs: str, text: str) -> None:
+    with pytest.raises(CapabilityError, match=text):
+        compat.check_system(plain_system(Needy(needs)), config(), peft=False, evaluates=False)
+
+
+def test_systems_that_cannot_train_here_are_refused(config: Any) -> None:
+    with pytest.raises(CapabilityError, match="empty chain"):
+        compat.check_system(token_system(), config(), peft=False, evaluates=False)
+    with pytest.raises(CapabilityError, match="role 'judge'"):
+        compat.check_system(plain_system(Needy(roles=("judge",))), config(), peft=False, evaluates=False)
+    learned = dataclasses.replace(plain_system(), models={"reference": Model("policy", "trained")})
+    with pytest.raises(CapabilityError, match="refresh='trained'"):
+        compat.check_system(learned, config(), peft=False, evaluates=False)
+    moving = dataclasses.replace(plain_system(), models={"reference": Model("policy", "ema")})
+    compat.check_system(moving, config(), peft=False, evaluates=False)
+    with pytest.raises(CapabilityError, match="average of adapters"):
+        compat.check_system(moving, config(), peft=True, evaluates=False)
+    with pytest.raises(ConfigError, match="num_generations_eval"):
+        compat.check_system(plain_system(), config(num_generations_eval=1), peft=False, evaluates=True)
+    compat.check_system(
+        plain_system(Needy("logprobs.reference", "logprobs.old")), config(beta=0.1), peft=False, evaluates=True
+    )
+
+
+def test_sharded_policy_signals_are_refused() -> None:
+    sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
+    with pytest.raises(CapabilityError, match="deadlock"):
+        compat.check_sharding(sharded, plain_system(Needy(roles=("policy",))))
+    compat.check_sharding(sharded, plain_system())
+
+
+def test_another_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl
+
+    compat.check_trl()
+    monkeypatch.setattr(trl, "__version__", "1.17.0")
+    with pytest.raises(CapabilityError, match=r"1\.17\.0"):
+        compat.check_trl()
+    monkeypatch.undo()
+    monkeypatch.setattr(trl.GRPOTrainer, "_generate", lambda self, prompts, more: None)
+    with pytest.raises(CapabilityError, match="_generate"):
+        compat.check_trl()
