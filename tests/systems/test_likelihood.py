@@ -148,6 +148,14 @@ def test_scores_equal_a_plain_forward(lm, tokens, splice, before, target):
         assert (found["score"].spans.end[:, 0] + 1).tolist() == lengths, "the reward stands on the reasoning"
 
 
+@pytest.mark.parametrize("tokens", [True, False])
+def test_appended_references_follow_the_whole_response_but_not_its_end(lm, tokens):
+    found = signal(lm, splice="append")(batch(lm, [NONE, ""], ["41"] * 2, tokens=tokens))
+    expected = [plain(lm, f"2+2={text}\n\nThe answer is ", "41").sum().item() for text in (NONE, "")]
+    assert found["score"].values[:, 0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert found["answered"].values[:, 0].tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_the_aggregate_of_the_same_numbers(lm, form):
     values = plain(lm, "2+2=<think>2+2</think> <answer> ", "41")

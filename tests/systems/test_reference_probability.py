@@ -222,3 +222,16 @@ def test_a_task_of_another_layout_brings_its_splice():
     system = build("rlpr", Context(task, char_tokenizer(), "unused"))
     assert set(system.signals) == {"prob", "repetition"} and "TagSplice" in repr(system.signals["prob"])
     assert set(build("rlpr:splice=R1_nothink", Context(task, char_tokenizer(), "unused")).signals) >= {"prob"}
+
+
+def test_free_answers_of_a_model_that_keeps_to_no_tag_get_the_reference_appended():
+    pytest.importorskip("reasoning_gym")
+    from guerdon.systems.context import Context, build
+    from guerdon.tasks import load_task
+    from guerdon.tasks.tiny import char_tokenizer
+
+    context = Context(load_task("reasoning-gym:chain_sum,extract=last_number"), char_tokenizer(), "unused")
+    system = build("rlpr", context)
+    assert "AppendSplice" in repr(system.signals["prob"]) and "append" in repr(build("likelihood", context))
+    tagged = Context(load_task("reasoning-gym:chain_sum"), char_tokenizer(), "unused")
+    assert "AppendSplice" not in repr(build("rlpr", tagged))

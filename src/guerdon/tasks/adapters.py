@@ -91,6 +91,7 @@ def reasoning_gym_task(
         verify=verify,
         max_completion_length=512,
         instruction=asks if instruction is None else instruction,
+        notes={} if extract == "tag" else {"splice": "append"},  # there is no place where the answer stands
     )
 
 

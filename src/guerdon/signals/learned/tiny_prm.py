@@ -40,12 +40,15 @@ SAMPLED = Noise(
     wrong_answer=0.35,
     lucky=0.2,
     early=0.06,
-    filler=0.2,
+    filler=0.12,
+    nod=0.12,
     garbage=0.02,
     after=0.06,
     near=0.3,
 )
-RAMBLING = Noise(wrong_sum=0.2, wrong_operand=0.1, wrong_answer=0.3, filler=0.8, garbage=0.02, after=0.5, near=0.3)
+RAMBLING = Noise(
+    wrong_sum=0.2, wrong_operand=0.1, wrong_answer=0.3, filler=0.4, nod=0.8, garbage=0.02, after=0.5, near=0.3
+)
 SHAPE = tiny.TinyConfig(hidden=64, layers=5, heads=4, intermediate=192)
 LR, WARMUP, BATCH = 3e-3, 30, 16
 

@@ -5,6 +5,7 @@
 | "answer" | up to the first "<answer" | "> REF </answer>" | REF |
 | "verifree" | the same | "> \\boxed{REF} </answer>" | all of it |
 | "R1", "R1_nothink" | nothing: RLPR tokenises the spliced text in one piece | reasoning, "<answer>", REF, "</answer>" | REF |
+| "append" | the whole response | "\\n\\nThe answer is REF" | REF |
 | "nover" | up to the first "</think>" | "\\n\\n<answer>\\nREF\\n</answer>" | all but the first line break |
 
 VeriFree ends what is kept before the ">" because many tokenizers merge ">" with what follows it; what is kept stays the ids the
@@ -75,6 +76,20 @@ class TagSplice:
         return Splice(text, start, end, kept=kept, reasoning=kept)
 
 
+@dataclass(frozen=True)
+class AppendSplice:
+    """Keep the whole response, and let `cue` ask for the answer: for models that keep to no layout.
+
+    The answer they have given stays where it is, so the reference is also the likelier the more it repeats that answer.
+    """
+
+    cue: str = "\n\nThe answer is "
+
+    def __call__(self, response: str, reference: str) -> Splice:
+        text = f"{self.cue}{reference}"
+        return Splice(text, len(self.cue), len(text), kept=len(response), reasoning=len(response))
+
+
 def splice_reference(response: str, reference: str, mode: Mode = "R1") -> Splice:
     """Swap the text after <answer> for the reference, RLPR's rules.
 
@@ -118,6 +133,7 @@ SPLICES: dict[str, Splicer] = {
     "answer": TagSplice(),
     "verifree": TagSplice(before="> \\boxed{", after="} </answer>", scored="all"),
     "nover": TagSplice("</think>", "\n<answer>\n", "\n</answer>", scored="all", lead="\n"),
+    "append": AppendSplice(),
     "R1": RLPRSplice("R1"),
     "R1_nothink": RLPRSplice("R1_nothink"),
 }
