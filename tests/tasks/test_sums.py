@@ -55,6 +55,7 @@ def test_other_texts_are_not_prompts(bad):
         ("so 4 is 4|so 3 is 4|so 3 is 3", "w w f"),
         ("|ok so fa|ok so far |OK so far", "w w w w"),  # empty, cut, trailing space, capitals
         ("3+b5=8|8+c9=17|17+d2=19|#19|#19|ok so far|19+e1=20", "c c c c w f w"),
+        ("ok|ok|3+b5=8|ok|o|ok ok", "f f c f w w"),
         ("3+b5=8|8+c9=17|17+d2=19|19+e1=20|#20", "c c c w w"),  # more operands than there are
         ("٣+b5=8", "w"),  # digits of another script
     ],

@@ -3,7 +3,7 @@
     prompt      a3+b5+c9+d2=?\n
     solution    3+b5=8\n         a step: running value + next operand = new running value
                 8+c9=17\n
-                ok so far\n      filler: says nothing new ("ok so far", "so 17 is 17")
+                ok so far\n      filler: says nothing new ("ok so far", "ok", "so 17 is 17")
                 17+d2=19\n
                 #19              the answer, the last line
 
@@ -36,7 +36,7 @@ StepKind = Literal["correct", "wrong", "filler"]
 _STEP = re.compile(r"([0-9]{1,9})\+([a-i])([0-9])=([0-9]{1,9})")
 _ANSWER = re.compile(r"#([0-9]{1,9})")
 _RESTATE = re.compile(r"so ([0-9]{1,9}) is ([0-9]{1,9})")
-_FILLER = "ok so far"
+_FILLER, _NOD = "ok so far", "ok"
 LETTERS = "abcdefghi"
 LARGEST = (
     5  # of the operands drawn here: sums stay below 21, so that the tiny policy knows its sums well, not by a hair
@@ -129,7 +129,9 @@ def label_steps(prompt: str, steps: Sequence[str]) -> list[StepKind]:
             if not answered and used == len(operands) and int(match[1]) == value:
                 kind = "correct"
             answered = True
-        elif step == _FILLER or ((match := _RESTATE.fullmatch(step)) and int(match[1]) == int(match[2]) == value):
+        elif step in (_FILLER, _NOD) or (
+            (match := _RESTATE.fullmatch(step)) and int(match[1]) == int(match[2]) == value
+        ):
             kind = "filler"
         kinds.append(kind)
     return kinds
@@ -171,7 +173,8 @@ class Noise:
     wrong_answer: of the answer differing from the value reached. lucky: of an answer after a wrong line being the right
     total all the same. early: of answering before all operands are used. filler: of a filler line before each line
     (drawn again after each, so runs occur). garbage: of a malformed, empty or cut line before each line.
-    after: of a line following the answer (drawn again after each). near: of a wrong number being at most 3 off; others are at
+    after: of a line following the answer (drawn again after each). nod: of the shortest filler, "ok", before each line (drawn again after
+    each). near: of a wrong number being at most 3 off; others are at
     least 3 off, which a small policy can learn to avoid.
     """
 
@@ -184,6 +187,7 @@ class Noise:
     garbage: float = 0.0
     after: float = 0.0
     near: float = 0.0
+    nod: float = 0.0
 
 
 NO_NOISE = Noise()
@@ -222,6 +226,8 @@ def _interjections(value: int, noise: Noise, rng: random.Random) -> list[str]:
     lines: list[str] = []
     while rng.random() < noise.filler:
         lines.append(_filler_line(value, rng))
+    while noise.nod and rng.random() < noise.nod:
+        lines.append(_NOD)
     if rng.random() < noise.garbage:
         whole = (
             f"{value}+{rng.choice(LETTERS[:5])}{rng.randint(1, LARGEST)}={value + 1}",

@@ -87,7 +87,9 @@ class WarmStart:
     warmup: int = 30
     weight_decay: float = 0.01
     terms: tuple[int, int] = (3, 4)
-    noise: Noise = field(default_factory=lambda: Noise(wrong_sum=0.1, wrong_answer=0.03, lucky=0.25, filler=0.12))
+    noise: Noise = field(
+        default_factory=lambda: Noise(wrong_sum=0.1, wrong_answer=0.03, lucky=0.25, filler=0.06, nod=0.12)
+    )
 
 
 def tiny_policy(
@@ -133,11 +135,12 @@ def warm_start_policy(
                 return prompt, arithmetic.DELIMITER.join(arithmetic.solve(operands, noise, rng))
 
     losses = []
+    unflawed = Noise(filler=settings.noise.filler, nod=settings.noise.nod)
     schedule = Schedule(settings.lr, settings.steps, settings.warmup)
     optimizer = adamw(model.parameters(), settings.lr, settings.weight_decay)
     model.train()
     for step in progress(settings.steps, "warm-starting the tiny policy"):
-        noise = settings.noise if step >= settings.clean * settings.steps else Noise(filler=settings.noise.filler)
+        noise = settings.noise if step >= settings.clean * settings.steps else unflawed
         packed = pack_rows(tokenizer, partial(demonstration, noise), settings.rows, settings.row_tokens)
         schedule.apply(optimizer, step)
         logits = model(

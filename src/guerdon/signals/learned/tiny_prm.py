@@ -7,8 +7,9 @@ and miscopied operands included.
 
 The labels are exact for correct (1) and wrong (0) lines. A filler line gets `filler_bias`, the share of annotators who would
 call it good: public process labels do that too, because a restatement is "not wrong". This is a flaw of the data, not of the
-training, and it is what sum-form credit exploits. The bias stays below 1 because min-form credit is immune only as long as
-filler scores below a right step: at or above it, endless filler is the best policy under both (PURE's own limitation).
+training, and it is what sum-form credit exploits: the shortest filler earns half a point for three characters, a right step one
+point for eight. The bias stays well below 1 because min-form credit is immune only as long as filler scores below a right step: at
+or above it, endless filler is the best policy under both (PURE's own limitation).
 
 ``card.json`` beside the weights holds the settings, and per kind of line what the model thinks on held-out prompts.
 """
@@ -80,7 +81,7 @@ def labelled_solutions(
     return solutions
 
 
-def tiny_prm(filler_bias: float = 0.85, *, seed: int = 0, steps: int = 2000) -> str:
+def tiny_prm(filler_bias: float = 0.75, *, seed: int = 0, steps: int = 2000) -> str:
     """Path of the small process reward model, trained on first use (about two minutes on one thread) and cached.
 
     filler_bias: P(good) that the training labels give to filler lines, in [0, 1]; the score of filler is then about
