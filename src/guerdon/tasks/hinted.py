@@ -15,11 +15,8 @@ import json
 import random
 import sys
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from guerdon.cache import cached_artifact
 from guerdon.tasks import arithmetic, tiny
@@ -65,8 +62,17 @@ def hinted_policy(steps: int = 450, seed: int = 0, config: TinyConfig | None = N
     def build(directory: Path) -> None:
         tokenizer = number_tokenizer()
         model = tiny.new_model(tokenizer, config, seed)
-        losses = _warm_start(model, tokenizer, seed, steps)
-        model.eval().save_pretrained(directory)
+        rng = random.Random(seed)
+        losses = tiny.teach(
+            model,
+            tokenizer,
+            lambda step: demonstration(rng, UNAIDED if step >= CLEAN * steps else NO_NOISE),
+            steps=steps,
+            rows=8,
+            width=160,
+            description="warm-starting the policy that reasons well when it is told the answer",
+        )
+        model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         card = {**settings, "loss_first": losses[0], "loss_last": sum(losses[-20:]) / len(losses[-20:])}
         card["held_out"] = tiny.sample_statistics(
@@ -87,26 +93,6 @@ def demonstration(rng: random.Random, unaided: Noise = UNAIDED) -> tuple[str, st
     while lines[-1] == f"#{sum(operands)}" and "wrong" in arithmetic.label_steps(prompt, lines):
         lines = arithmetic.solve(operands, unaided, rng)  # two errors that cancel would be paid by an outcome reward
     return (prompt + HINT.replace("{answer}", str(sum(operands))) if told else prompt), arithmetic.DELIMITER.join(lines)
-
-
-def _warm_start(model: Any, tokenizer: Any, seed: int, steps: int) -> list[float]:
-    rng, losses = random.Random(seed), []
-    optimizer, schedule = tiny.adamw(model.parameters(), 3e-3, 0.01), tiny.Schedule(3e-3, steps, min(30, steps))
-    model.train()
-    for step in tiny.progress(steps, "warm-starting the policy that reasons well when it is told the answer"):
-        unaided = UNAIDED if step >= CLEAN * steps else NO_NOISE
-        packed = tiny.pack_rows(tokenizer, partial(demonstration, rng, unaided), 8, 160)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 if __name__ == "__main__":

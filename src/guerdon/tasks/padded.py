@@ -15,9 +15,6 @@ import random
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from guerdon.cache import cached_artifact
 from guerdon.tasks import arithmetic, tiny
@@ -38,8 +35,17 @@ def padded_policy(steps: int = 1200, seed: int = 0, config: TinyConfig | None = 
     def build(directory: Path) -> None:
         tokenizer = tiny.char_tokenizer()
         model = tiny.new_model(tokenizer, config, seed)
-        losses = _warm_start(model, tokenizer, seed, steps)
-        model.eval().save_pretrained(directory)
+        rng = random.Random(seed)
+        losses = tiny.teach(
+            model,
+            tokenizer,
+            lambda _: demonstration(rng),
+            steps=steps,
+            rows=8,
+            width=192,
+            description="warm-starting the over-long policy",
+        )
+        model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         card = {**settings, "loss_first": losses[0], "loss_last": sum(losses[-20:]) / len(losses[-20:])}
         (directory / "card.json").write_text(json.dumps(card, indent=2) + "\n")
@@ -56,25 +62,6 @@ def demonstration(rng: random.Random) -> tuple[str, str]:
         solution = arithmetic.DELIMITER.join(arithmetic.solve(arithmetic.parse_prompt(prompt), noise, rng))
         if len(prompt) + len(solution) <= LONGEST:
             return NO_QUESTION if rng.random() < 0.2 else prompt, solution
-
-
-def _warm_start(model: Any, tokenizer: Any, seed: int, steps: int) -> list[float]:
-    rng, losses = random.Random(seed), []
-    optimizer, schedule = tiny.adamw(model.parameters(), 3e-3, 0.01), tiny.Schedule(3e-3, steps, min(30, steps))
-    model.train()
-    for step in tiny.progress(steps, "warm-starting the over-long policy"):
-        packed = tiny.pack_rows(tokenizer, lambda: demonstration(rng), 8, 192)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 if __name__ == "__main__":

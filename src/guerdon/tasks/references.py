@@ -201,35 +201,26 @@ def _warm_start(tokenizer: Any, seed: int, steps: int, habits: Habits, config: T
     For the first 40 % of the steps only their lines of arithmetic; then, up to 75 %, whole ones without flaws; flawed ones from there
     on. Copying the last line into conclusion and answer takes as long to learn as the arithmetic.
     """
-    import torch
-
-    from guerdon.tasks.tiny import Schedule, adamw, new_model, pack_rows, progress
+    from guerdon.tasks import tiny
 
     rng = random.Random(seed)
-    model = new_model(tokenizer, config, seed)
+    model: Any = tiny.new_model(tokenizer, config, seed)
     clean = Habits(slip=0.0, miscopy=0.0, untagged=0.0)
-    schedule = Schedule(2e-3, steps, 30)
-    optimizer = adamw(model.parameters(), schedule.lr, 0.01)
-    losses = []
-    model.train()
-    for step in progress(steps, "warm-starting the policy of the task 'references'"):
-        now = habits if step >= 0.75 * steps else clean
-        lines = 2 if step < 0.4 * steps else None
 
-        def demonstration(now: Habits = now, lines: int | None = lines) -> tuple[str, str]:
-            while is_held_out(prompt := sample_prompt(rng, rng.choice(HALVES))):
-                pass
-            return prompt, "\n".join(solve(prompt, now, rng).split("\n")[:lines])
+    def demonstration(step: int) -> tuple[str, str]:
+        while is_held_out(prompt := sample_prompt(rng, rng.choice(HALVES))):
+            pass
+        whole = solve(prompt, habits if step >= 0.75 * steps else clean, rng)
+        return prompt, "\n".join(whole.split("\n")[: 2 if step < 0.4 * steps else None])
 
-        packed = pack_rows(tokenizer, demonstration, 6, 160)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return model.eval(), losses
+    losses = tiny.teach(
+        model,
+        tokenizer,
+        demonstration,
+        steps=steps,
+        rows=6,
+        width=160,
+        lr=2e-3,
+        description="warm-starting the policy of the task 'references'",
+    )
+    return model, losses

@@ -111,33 +111,23 @@ def _warm_start(tokenizer: Any, seed: int, steps: int, habits: Habits, config: T
     That is enough to search and to read without a fault; the rest, and a learning rate that is still high there, is what it takes to imitate
     the habits and nothing besides.
     """
-    import torch
-
-    from guerdon.tasks.tiny import Schedule, adamw, new_model, pack_rows, progress
+    from guerdon.tasks import tiny
 
     rng = random.Random(f"search policy {seed}")
-    model = new_model(tokenizer, config, seed)
-    schedule = Schedule(3e-3, steps, 30)
-    optimizer = adamw(model.parameters(), schedule.lr, 0.01)
-    losses = []
-    model.train()
-    for step in progress(steps, "warm-starting the policy of the task 'search'"):
-        now, hops = habits if step >= 0.35 * steps else CLEAN, (1, 3) if step < 0.15 * steps else (2, 3)
+    model: Any = tiny.new_model(tokenizer, config, seed)
 
-        def demonstration(now: Habits = now, hops: tuple[int, int] = hops) -> tuple[str, str]:
-            world = make_world(rng, 3)
-            question = draw_question(world, hops, rng)
-            return question.text("plain"), demonstrate(world, question, now, rng)
+    def demonstration(step: int) -> tuple[str, str]:
+        world = make_world(rng, 3)
+        question = draw_question(world, (1, 3) if step < 0.15 * steps else (2, 3), rng)
+        return question.text("plain"), demonstrate(world, question, habits if step >= 0.35 * steps else CLEAN, rng)
 
-        packed = pack_rows(tokenizer, demonstration, 8, 128)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return model.eval(), losses
+    losses = tiny.teach(
+        model,
+        tokenizer,
+        demonstration,
+        steps=steps,
+        rows=8,
+        width=128,
+        description="warm-starting the policy of the task 'search'",
+    )
+    return model, losses

@@ -134,28 +134,20 @@ def warm_start_policy(
             if not arithmetic.is_held_out(prompt):
                 return prompt, arithmetic.DELIMITER.join(arithmetic.solve(operands, noise, rng))
 
-    losses = []
     unflawed = Noise(filler=settings.noise.filler, nod=settings.noise.nod)
-    schedule = Schedule(settings.lr, settings.steps, settings.warmup)
-    optimizer = adamw(model.parameters(), settings.lr, settings.weight_decay)
-    model.train()
-    for step in progress(settings.steps, "warm-starting the tiny policy"):
-        noise = settings.noise if step >= settings.clean * settings.steps else unflawed
-        packed = pack_rows(tokenizer, partial(demonstration, noise), settings.rows, settings.row_tokens)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids,
-            attention_mask=packed.attention,
-            position_ids=packed.positions,
-            use_cache=False,
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return model.eval(), tokenizer, losses
+    losses = teach(
+        model,
+        tokenizer,
+        lambda step: demonstration(settings.noise if step >= settings.clean * settings.steps else unflawed),
+        steps=settings.steps,
+        rows=settings.rows,
+        width=settings.row_tokens,
+        lr=settings.lr,
+        warmup=settings.warmup,
+        weight_decay=settings.weight_decay,
+        description="warm-starting the tiny policy",
+    )
+    return model, tokenizer, losses
 
 
 def new_model(
@@ -256,6 +248,57 @@ def sample_statistics(
         "lucky_among_right": lucky / max(1, sum(right)),
         "mean_tokens": float((ids != tokenizer.pad_token_id).sum(1).float().mean()),
     }
+
+
+# --- warm-start, shared by the policies of other tasks ---------------------------------------------------------------
+
+
+def teach(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    demonstration: Callable[[int], tuple[str, str]],
+    *,
+    steps: int,
+    rows: int,
+    width: int,
+    lr: float = 3e-3,
+    warmup: int = 30,
+    weight_decay: float = 0.01,
+    description: str,
+) -> list[float]:
+    """Supervised learning on packed demonstrations; the model is in eval mode afterwards.
+
+    Args:
+        demonstration: of a step, a (prompt, solution) drawn anew at each call.
+        rows, width: of the packed batch of a step, see `pack_rows`.
+        lr, warmup, weight_decay: of AdamW with a cosine after `warmup` steps.
+
+    Returns:
+        The loss of every step.
+    """
+    losses = []
+    schedule = Schedule(lr, steps, min(warmup, steps))
+    optimizer = adamw(model.parameters(), lr, weight_decay)
+    model.train()
+    for step in progress(steps, description):
+        packed = pack_rows(tokenizer, partial(demonstration, step), rows, width)
+        schedule.apply(optimizer, step)
+        losses.append(update_on(model, optimizer, packed))
+    model.eval()
+    return losses
+
+
+def update_on(model: Any, optimizer: torch.optim.Optimizer, packed: Packed) -> float:
+    """One step on the mean cross-entropy of a packed batch, the gradient clipped to norm 1; returns the loss."""
+    logits = model(
+        input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
+    ).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float(loss.detach())
 
 
 # --- training loop parts, shared with signals/learned ----------------------------------------------------------------

@@ -72,14 +72,7 @@ def train(seed: int, steps: int, noise: Noise, size: Size, keep: Sequence[int] =
         how = noise if step > 0.6 * steps else NO_NOISE
         packed = tiny.pack_rows(tokenizer, partial(demonstration, how), 8, 128)
         model.train()
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        tiny.update_on(model, optimizer, packed)
         if step in (keep or (steps,)):
             found[step] = LocalModel(copy.deepcopy(model).eval(), tokenizer)
     return found

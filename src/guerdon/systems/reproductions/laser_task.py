@@ -17,9 +17,6 @@ import random
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from guerdon.cache import cached_artifact
 from guerdon.tasks import arithmetic, tiny
@@ -81,37 +78,18 @@ def remarking_policy(steps: int = 900, seed: int = 0, config: TinyConfig | None 
     def build(directory: Path) -> None:
         tokenizer = tiny.char_tokenizer()
         model = tiny.new_model(tokenizer, config, seed)
-        losses = _warm_start(model, tokenizer, seed, steps)
-        model.eval().save_pretrained(directory)
+        rng = random.Random(seed)
+
+        def drawn(step: int) -> tuple[str, str]:
+            late = step >= 0.4 * steps  # slips and marks make the arithmetic slow to learn
+            return demonstration(rng, SLIP if late else 0.0, marked=late and rng.random() < 0.5)
+
+        losses = tiny.teach(
+            model, tokenizer, drawn, steps=steps, rows=8, width=192, description="warm-starting the remarking policy"
+        )
+        model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         card = {**settings, "loss_first": losses[0], "loss_last": sum(losses[-20:]) / len(losses[-20:])}
         (directory / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     return str(cached_artifact("remarking-policy", settings, [arithmetic, tiny, sys.modules[__name__]], build))
-
-
-def _warm_start(model: Any, tokenizer: Any, seed: int, steps: int) -> list[float]:
-    """Supervised learning; the first two fifths without slips and marks: slips make the arithmetic slow to learn."""
-    rng = random.Random(seed)
-    schedule = tiny.Schedule(3e-3, steps, 30)
-    optimizer = tiny.adamw(model.parameters(), 3e-3, 0.01)
-    losses: list[float] = []
-    model.train()
-    for step in tiny.progress(steps, "warm-starting the remarking policy"):
-        late = step >= 0.4 * steps
-
-        def draw(late: bool = late) -> tuple[str, str]:
-            return demonstration(rng, SLIP if late else 0.0, marked=late and rng.random() < 0.5)
-
-        packed = tiny.pack_rows(tokenizer, draw, 8, 192)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses

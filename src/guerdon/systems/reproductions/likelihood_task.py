@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from guerdon.signals.likelihood import TagSplice
 from guerdon.signals.verifiable.verdict import Verdict
 from guerdon.tasks.base import Row, Task
@@ -115,30 +113,26 @@ def starting_policy(settings: Start = Start(), seed: int = 0) -> str:
 
 
 def _warm_start(tokenizer: Any, settings: Start, seed: int) -> Any:
-    from guerdon.tasks.tiny import Schedule, TinyConfig, adamw, new_model, pack_rows, progress
+    from guerdon.tasks import tiny
 
     rng = random.Random(seed)
-    config = TinyConfig(settings.hidden, settings.layers, 4, 3 * settings.hidden, 256)
-    model = new_model(tokenizer, config, seed)
-    schedule = Schedule(settings.lr, settings.steps, min(50, settings.steps))
-    optimizer = adamw(model.parameters(), settings.lr, 0.01)
+    config = tiny.TinyConfig(settings.hidden, settings.layers, 4, 3 * settings.hidden, 256)
+    model = tiny.new_model(tokenizer, config, seed)
     prompts = [row["prompt"] for row in digit_sums("short").train]
-    model.train()
-    for step in progress(settings.steps, "warm-starting the policy of the digit sums"):
-        slip = settings.slip if step >= 0.7 * settings.steps else 0.0
 
-        def draw(slip: float = slip) -> tuple[str, str]:
-            prompt = rng.choice(prompts)
-            return prompt, demonstration(prompt, slip, rng)
+    def drawn(step: int) -> tuple[str, str]:
+        prompt = rng.choice(prompts)
+        return prompt, demonstration(prompt, settings.slip if step >= 0.7 * settings.steps else 0.0, rng)
 
-        packed = pack_rows(tokenizer, draw, settings.rows, settings.row_tokens)
-        schedule.apply(optimizer, step)
-        logits = model(
-            input_ids=packed.ids, attention_mask=packed.attention, position_ids=packed.positions, use_cache=False
-        ).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), packed.targets.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    return model.eval()
+    tiny.teach(
+        model,
+        tokenizer,
+        drawn,
+        steps=settings.steps,
+        rows=settings.rows,
+        width=settings.row_tokens,
+        lr=settings.lr,
+        warmup=50,
+        description="warm-starting the policy of the digit sums",
+    )
+    return model
