@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,19 +19,38 @@ class Trained(NamedTuple):
     measured: list[int]
 
 
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The budget of an arm: `steps` optimiser steps of `prompts` x `group` rollouts, the learning rate constant after `warmup` steps; a
+    measurement every `every` steps."""
+
+    steps: int = 40
+    prompts: int = 8
+    group: int = 8
+    lr: float = 2e-4
+    warmup: int = 5
+    every: int = 20
+
+
+def held_out(task: Any, truth: Any, system: System, plan: TrainingPlan, samples: int, batch_size: int = 256) -> Any:
+    """An Evaluator that measures true success on `samples` held-out rollouts of different prompts, and nothing besides."""
+    from guerdon.engines.trl import Evaluator
+
+    rows = list(task.to_dataset("held_out"))
+    return Evaluator(
+        rows, truth, system, every=plan.every, samples=samples, batch_size=batch_size, group_size=1, kl=False
+    )
+
+
 def train_arm(
     policy: str,
     system: System,
     dataset: Any,
+    plan: TrainingPlan,
     *,
-    steps: int,
-    prompts: int,
-    group: int,
-    lr: float,
     tokens: int,
     seed: int,
     loss_type: str,
-    warmup: int = 0,
     monitors: Sequence[Any] = (),
     rollout_func: Any = None,
     **further: Any,
@@ -41,8 +61,8 @@ def train_arm(
         policy: path of the starting policy.
         system: what it is trained under.
         dataset: of training rows.
-        steps: optimiser steps of `prompts` x `group` rollouts of at most `tokens` tokens.
-        lr: constant after `warmup` steps.
+        plan: its budget.
+        tokens: of a rollout, at most.
         loss_type: TRL's.
         monitors: evaluators and other callables, see `CreditTrainer`.
         rollout_func: of a task with turns.
@@ -58,13 +78,13 @@ def train_arm(
     with tempfile.TemporaryDirectory() as scratch:
         args = GRPOConfig(
             scratch,
-            max_steps=steps,
-            per_device_train_batch_size=prompts * group,
-            num_generations=group,
+            max_steps=plan.steps,
+            per_device_train_batch_size=plan.prompts * plan.group,
+            num_generations=plan.group,
             max_completion_length=tokens,
-            learning_rate=lr,
+            learning_rate=plan.lr,
             lr_scheduler_type="constant_with_warmup",
-            warmup_steps=warmup,
+            warmup_steps=plan.warmup,
             temperature=1.0,
             beta=0.0,
             loss_type=loss_type,

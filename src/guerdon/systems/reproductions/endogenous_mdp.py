@@ -18,28 +18,27 @@ import torch
 from torch import Tensor
 
 from guerdon.systems.endogenous import endogenous
-from guerdon.systems.reproductions.arm import train_arm
+from guerdon.systems.reproductions.arm import TrainingPlan, train_arm
 
 LETTERS = "abcdef"
 SIZE = len(LETTERS)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """demos: expert trajectories. temperature: of the expert. epochs: updates of the language model, each on all demonstrations. steps, prompts,
-    group, lr: of the training on the reward. samples: trajectories of a measurement."""
+class Plan(TrainingPlan):
+    """demos: expert trajectories. temperature: of the expert. epochs: updates of the language model, each on all demonstrations. The rest is
+    of the training on the reward. samples: trajectories of a measurement."""
 
     demos: int = 24
     temperature: float = 0.3
     epochs: int = 150
     steps: int = 30
     prompts: int = 12
-    group: int = 8
     lr: float = 1e-3
     samples: int = 720
 
 
-SMOKE = Plan(demos=4, epochs=3, steps=2, prompts=2, group=2, samples=36)
+SMOKE = Plan(demos=4, epochs=3, steps=2, warmup=1, prompts=2, group=2, samples=36)
 
 
 class World:
@@ -147,14 +146,10 @@ def train_on_own_reward(path: str, horizon: int, plan: Plan, seed: int, folder: 
         path,
         system,
         Dataset.from_list([{"prompt": start} for start in STARTS]),
-        steps=plan.steps,
-        prompts=plan.prompts,
-        group=plan.group,
-        lr=plan.lr,
+        plan,
         tokens=horizon,
         seed=seed,
         loss_type="dapo",
-        warmup=min(5, plan.steps - 1),
         generation_kwargs={"min_new_tokens": horizon},
     )
     policy: Any = trained.trainer.accelerator.unwrap_model(trained.trainer.model)

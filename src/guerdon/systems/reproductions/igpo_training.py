@@ -16,7 +16,7 @@ from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
 from guerdon.systems.igpo import igpo
-from guerdon.systems.reproductions.arm import kept_run, train_arm
+from guerdon.systems.reproductions.arm import TrainingPlan, held_out, kept_run, train_arm
 from guerdon.tasks.base import Task
 from guerdon.tasks.search import search
 
@@ -24,15 +24,9 @@ ARMS: dict[str, Any] = {"F1 alone (GRPO)": "outcome", "IGPO (gain and F1)": "bot
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement of `samples` held-out rollouts every `every`."""
+class Plan(TrainingPlan):
+    """The budget of a run; a measurement is of `samples` held-out rollouts. hops: of the questions."""
 
-    steps: int = 40
-    prompts: int = 8
-    group: int = 8
-    lr: float = 2e-4
-    warmup: int = 5
-    every: int = 20
     samples: int = 256
     hops: tuple[int, int] = (2, 3)
 
@@ -87,32 +81,19 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
 
 def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
     """GRPO as the paper has it: token mean of each rollout, then the mean over rollouts, temperature 1; without a KL term."""
-    from guerdon.engines.trl import Evaluator, multi_turn
+    from guerdon.engines.trl import multi_turn
 
     task, run = search(hops=plan.hops), Run()
     assert task.environment is not None
-    evaluator = Evaluator(
-        list(task.to_dataset("held_out")),
-        Truth(task, run),
-        system,
-        every=plan.every,
-        samples=plan.samples,
-        batch_size=256,
-        group_size=1,
-        kl=False,
-    )
+    evaluator = held_out(task, Truth(task, run), system, plan, plan.samples)
     trained = train_arm(
         policy,
         system,
         task.to_dataset("train"),
-        steps=plan.steps,
-        prompts=plan.prompts,
-        group=plan.group,
-        lr=plan.lr,
+        plan,
         tokens=task.max_completion_length,
         seed=seed,
         loss_type="grpo",
-        warmup=plan.warmup,
         monitors=[evaluator, Taught(run)],
         rollout_func=multi_turn(task.environment),
     )

@@ -19,7 +19,7 @@ from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.laser import laser
 from guerdon.systems.outcome import grpo
-from guerdon.systems.reproductions.arm import kept_run, train_arm
+from guerdon.systems.reproductions.arm import TrainingPlan, kept_run, train_arm
 from guerdon.systems.reproductions.laser_task import remarked_sums, remarking_policy
 from guerdon.tasks.base import Task
 from guerdon.tasks.tiny import TinyConfig
@@ -28,14 +28,11 @@ GRPO, LASER = "GRPO", "GRPO + LaSeR"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(TrainingPlan):
     """The budget of a run: optimiser steps of `prompts` x `group` rollouts; every `every` of them `votes` votes of `voters` samples a prompt."""
 
-    steps: int = 40
     prompts: int = 12
-    group: int = 8
     lr: float = 3e-4
-    warmup: int = 5
     every: int = 8
     votes: int = 1
     voters: int = 8
@@ -201,14 +198,10 @@ def train(system: System, task: Task, seed: int, plan: Plan, policy: str) -> Run
         policy,
         system,
         task.to_dataset("train"),
-        steps=plan.steps,
-        prompts=plan.prompts,
-        group=plan.group,
-        lr=plan.lr,
+        plan,
         tokens=plan.tokens,
         seed=seed,
         loss_type="dapo",
-        warmup=plan.warmup,
         monitors=[watch],
     )
     watch.measure(plan.steps, seed)

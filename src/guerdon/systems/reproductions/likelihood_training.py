@@ -17,7 +17,7 @@ from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.likelihood import Form, likelihood
 from guerdon.systems.outcome import rloo
-from guerdon.systems.reproductions.arm import kept_run, train_arm
+from guerdon.systems.reproductions.arm import TrainingPlan, kept_run, train_arm
 from guerdon.systems.reproductions.likelihood_task import SPLICE, Regime, digit_sums
 from guerdon.tasks.base import Task
 
@@ -40,17 +40,12 @@ ARMS: dict[str, Callable[[Task], System]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(TrainingPlan):
     """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement on `samples` held-out prompts every `every`.
 
     scratchpad: cap on sampled tokens where only the reasoning is needed; a verifier needs whole answers, up to the task's cap.
     """
 
-    steps: int = 40
-    prompts: int = 8
-    group: int = 8
-    lr: float = 2e-4
-    warmup: int = 5
     every: int = 10
     samples: int = 200
     scratchpad: int = 16
@@ -140,14 +135,10 @@ def train(system: System, task: Task, seed: int, plan: Plan, policy: str, *, who
         policy,
         system,
         task.to_dataset("train"),
-        steps=plan.steps,
-        prompts=plan.prompts,
-        group=plan.group,
-        lr=plan.lr,
+        plan,
         tokens=task.max_completion_length if whole else plan.scratchpad,
         seed=seed,
         loss_type="dapo",
-        warmup=plan.warmup,
         monitors=[measure],
     )
     measure.measure(trained.trainer.instruments.policy, plan.steps, seed)

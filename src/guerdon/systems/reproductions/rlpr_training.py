@@ -16,7 +16,7 @@ from guerdon.credit import group_stats
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
-from guerdon.systems.reproductions.arm import kept_run, train_arm
+from guerdon.systems.reproductions.arm import TrainingPlan, held_out, kept_run, train_arm
 from guerdon.systems.rlpr import rlpr
 from guerdon.tasks.references import HALVES, Habits, references, references_policy
 
@@ -30,14 +30,11 @@ ARMS: dict[str, Callable[[], System]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement of `samples` held-out rollouts every `every`."""
+class Plan(TrainingPlan):
+    """The budget of a run; a measurement is of `samples` held-out rollouts, of at most `tokens` tokens as in training."""
 
     steps: int = 50
-    prompts: int = 8
-    group: int = 8
     lr: float = 1e-4
-    warmup: int = 5
     every: int = 25
     samples: int = 320
     tokens: int = 72
@@ -107,31 +104,17 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
 
 def train(system: System, seed: int, plan: Plan, policy: str) -> Run:
     """Train the policy under a system with GRPO as the paper has it: clip 0.2 / 0.27, no KL, token-mean loss, temperature 1."""
-    from guerdon.engines.trl import Evaluator
 
     task, run = references(), Run()
-    evaluator = Evaluator(
-        list(task.to_dataset("held_out")),
-        Exact(task, run),
-        system,
-        every=plan.every,
-        samples=plan.samples,
-        batch_size=256,
-        group_size=1,  # only true success is of interest
-        kl=False,
-    )
+    evaluator = held_out(task, Exact(task, run), system, plan, plan.samples)
     trained = train_arm(
         policy,
         system,
         task.to_dataset("train"),
-        steps=plan.steps,
-        prompts=plan.prompts,
-        group=plan.group,
-        lr=plan.lr,
+        plan,
         tokens=plan.tokens,
         seed=seed,
         loss_type="dapo",
-        warmup=plan.warmup,
         monitors=[evaluator, GroupStds(run)],
         epsilon=0.2,
         epsilon_high=0.27,

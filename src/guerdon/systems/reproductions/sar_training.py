@@ -13,7 +13,7 @@ import torch
 from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.outcome import dr_grpo
-from guerdon.systems.reproductions.arm import kept_run, train_arm
+from guerdon.systems.reproductions.arm import TrainingPlan, held_out, kept_run, train_arm
 from guerdon.systems.sar import sar
 from guerdon.tasks.arithmetic import sums
 from guerdon.tasks.base import Task
@@ -33,14 +33,12 @@ ARMS: dict[str, Callable[[Any], System]] = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The budget of a run: optimiser steps of `prompts` x `group` rollouts; a measurement of `samples` held-out rollouts every `every`."""
+class Plan(TrainingPlan):
+    """The budget of a run; a measurement is of `samples` held-out rollouts, of at most `tokens` tokens as in training."""
 
-    steps: int = 40
     prompts: int = 16
     group: int = 6
-    lr: float = 2e-4
-    every: int = 20
+    warmup: int = 0
     samples: int = 1024
     tokens: int = 96
 
@@ -92,28 +90,15 @@ def train(
 
     finished: called with the trained weights.
     """
-    from guerdon.engines.trl import Evaluator
     from guerdon.lm.load import load_tokenizer
 
     run = Run()
-    evaluator = Evaluator(
-        list(task.to_dataset("held_out")),
-        Truth(task, run, load_tokenizer(policy)),
-        system,
-        every=plan.every,
-        samples=plan.samples,
-        batch_size=512,
-        group_size=1,  # only true success and length are of interest
-        kl=False,
-    )
+    evaluator = held_out(task, Truth(task, run, load_tokenizer(policy)), system, plan, plan.samples, batch_size=512)
     trained = train_arm(
         policy,
         system,
         task.to_dataset("train"),
-        steps=plan.steps,
-        prompts=plan.prompts,
-        group=plan.group,
-        lr=plan.lr,
+        plan,
         tokens=plan.tokens,
         seed=seed,
         loss_type="dr_grpo",

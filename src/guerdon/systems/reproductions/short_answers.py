@@ -13,7 +13,7 @@ import torch
 
 from guerdon.cache import cached_artifact
 from guerdon.system import System
-from guerdon.systems.reproductions.arm import train_arm
+from guerdon.systems.reproductions.arm import TrainingPlan, train_arm
 from guerdon.tasks import tiny
 from guerdon.tasks.base import Task
 
@@ -78,17 +78,15 @@ def _taught(tokenizer: Any, draw: Draw, settings: Start, seed: int) -> Any:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(TrainingPlan):
     """The budget of a run: optimiser steps of `prompts` x `group` rollouts, a measurement every `every` steps."""
 
     steps: int = 100
     prompts: int = 16
-    group: int = 8
     lr: float = 5e-4
-    every: int = 20
 
 
-SMOKE = Plan(steps=2, prompts=2, group=2, every=1)
+SMOKE = Plan(steps=2, warmup=1, prompts=2, group=2, every=1)
 
 
 def train(system: System, task: Task, policy: str, seed: int, plan: Plan, measure: Any) -> None:
@@ -100,14 +98,10 @@ def train(system: System, task: Task, policy: str, seed: int, plan: Plan, measur
         policy,
         system,
         task.to_dataset("train"),
-        steps=plan.steps,
-        prompts=plan.prompts,
-        group=plan.group,
-        lr=plan.lr,
+        plan,
         tokens=task.max_completion_length,
         seed=seed,
         loss_type="grpo",
-        warmup=min(5, plan.steps - 1),
         monitors=[measure],
     )
     measure.measure(plan.steps, seed)
