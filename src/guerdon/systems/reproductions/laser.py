@@ -67,7 +67,9 @@ def reproduce(budget: Budget) -> Reproduction:
             "numbers, so that there the mean log-probability alone tells right from wrong, and no score could be better by much.",
             f"A run has {plan.steps} steps here and about 1600 in the paper, so the squared error weighs {plan.coefficient} instead of 0.1, mix 0.1 and the "
             "starts of both parts (an eighth and a quarter of the run) are the paper's; c is calibrated on the first rollouts. In so few steps the "
-            "two losses compete: a larger weight teaches the score sooner and the task later.",
+            "two losses compete: a larger weight teaches the score sooner and the task later (with 2.0 accuracy was 12 points below GRPO's after 40 "
+            "steps of a pilot seed, with 0.5 four points after 60). Where nearly all samples are right, as at the end of these runs, so are "
+            "nearly all majorities, and no weight can make a vote better.",
             f"beta is {plan.beta}. This small model has never been trained on what follows an end, so the log-probability there spreads over two nats "
             "and more before training (0.04 for Qwen2.5 in the paper), and the first check is a hard one.",
         ],

@@ -33,11 +33,12 @@ class Plan(TrainingPlan):
 
     prompts: int = 12
     lr: float = 3e-4
-    every: int = 8
+    steps: int = 60
+    every: int = 20
     votes: int = 1
     voters: int = 8
     tokens: int = 72
-    coefficient: float = 2.0
+    coefficient: float = 0.5
     beta: float = 0.08
 
 
