@@ -314,6 +314,18 @@ def test_rank_and_efficiency_by_group():
     assert normalised_perplexity(torch.tensor([2.0]), torch.tensor([0])).item() == pytest.approx(math.e**2)
 
 
+def test_nover_in_another_layout_asks_for_a_place_and_not_for_tags(lm):
+    system = likelihood(form="nover", splice="append")
+    assert str(system) == str(nover(splice="append")) and "format" not in system.signals
+    scores = run(lm, system, [GOOD, NONE, "4"], ["41"] * 3)
+    assert scores.raw["proxy.placed"].values[:, 0].tolist() == [1, 1, 1]
+    assert (
+        sorted(scores.raw["rank"].values[:, 0].tolist(), reverse=True)[0] == 1.0 and float(scores.reward.min()) >= 1.0
+    )
+    tagged = run(lm, nover(splice="answer"), [GOOD, NONE, "4"], ["41"] * 3)
+    assert tagged.reward.tolist()[1:] == [0.0, 0.0], "no place: neither format nor rank nor efficiency"
+
+
 def test_nover_end_to_end(lm):
     texts = ["<think>2+2=4</think><answer>4</answer>", "<think>hm</think> <answer>5</answer>", "x" + GOOD]
     scores = run(lm, nover(), texts, ["41"] * 3)

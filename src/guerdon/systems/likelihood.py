@@ -86,7 +86,7 @@ def likelihood(
 
     Args:
         reference: the data column with the reference answer, or a list of equally right ones.
-        form: see the table above. "nover" takes only `reference`, `references`, `truncated` and `max_tokens`; see `nover`.
+        form: see the table above. "nover" takes only `reference`, `references`, `splice`, `truncated` and `max_tokens`; see `nover`.
         estimator: "rloo" (minus the mean of the others), "mean" (minus the group mean) or "std" (also divided by the sample std +
             1e-8). JEPO's multi-sample form has its own advantage and ignores none of them: it refuses all but "rloo".
         answer_term: also train the reference's tokens (the second term; one more forward and backward pass).
@@ -170,6 +170,7 @@ def nover(
     decay: float = 0.9,
     weights: Sequence[float] = (1.0, 1.0, 1.0),
     scale: bool = False,
+    splice: Any = None,
     truncated: Literal["fail", "score"] = "fail",
     max_tokens: int | None = None,
 ) -> System:
@@ -183,6 +184,8 @@ def nover(
         weights: of format, rank and efficiency.
         scale: divide by the group's std + 1e-4. The official configuration asks for no scaling and the trainer it drives never
             hears of it; here the default is what was asked for.
+        splice: where the reference goes in responses of another layout, see `SPLICES`; such responses are not asked for the layout's
+            tags, but for a place where the reference can stand.
         truncated, max_tokens: as in `likelihood`.
     """
     from guerdon.signals import text_signal
@@ -192,21 +195,25 @@ def nover(
         raise ConfigError(f"weights={weights}: three numbers, for format, rank and efficiency")
     proxy = ProxyPerplexity(
         reference=reference,
+        splice="nover" if splice is None else splice,
         references=references,
         every=every,
         decay=decay,
         truncated=truncated,
         max_tokens=max_tokens,
     )
-    signals = {
-        "format": text_signal(nothing_but_tags, name="nothing_but_tags"),
+    tags = splice is None
+    form = "format" if tags else "proxy.placed"
+    signals: dict[str, Any] = {"format": text_signal(nothing_but_tags, name="nothing_but_tags")} if tags else {}
+    signals |= {
         "proxy": proxy,
-        "rank": RankInGroup("proxy.perplexity", valid="format"),
-        "efficiency": EfficiencyInGroup("proxy.perplexity", "proxy.reasoning", valid="format"),
+        "rank": RankInGroup("proxy.perplexity", valid=form),
+        "efficiency": EfficiencyInGroup("proxy.perplexity", "proxy.reasoning", valid=form),
     }
+    unused = ("proxy.perplexity", "proxy.raw", "proxy.reasoning", *(("proxy.placed",) if tags else ()))
     chain = [
-        Drop("proxy.perplexity", "proxy.raw", "proxy.reasoning", "proxy.placed"),
-        Fuse("format", "rank", "efficiency", weights=tuple(weights), into="reward"),
+        Drop(*unused),
+        Fuse(form, "rank", "efficiency", weights=tuple(weights), into="reward"),
         GroupNorm("reward", std="sample" if scale else None),
         ToTokens("reward", "whole"),
     ]
@@ -217,7 +224,7 @@ def _as_nover(given: dict[str, Any]) -> System:
     """`likelihood(form="nover")`: only what NOVER has may differ from its default."""
     import inspect
 
-    shared = ("reference", "references", "truncated", "max_tokens")
+    shared = ("reference", "references", "splice", "truncated", "max_tokens")
     parameters = inspect.signature(likelihood).parameters
     other = [k for k, p in parameters.items() if k not in (*shared, "form") and given[k] != p.default]
     if other or given["truncated"] == "drop":

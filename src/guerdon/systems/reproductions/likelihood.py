@@ -82,7 +82,8 @@ def _notes(runs: Runs) -> list[str]:
         "On-policy, RLOO, both terms of the gradient, no KL, the same learning rate for all. Rewards of whole references are sums over tokens: in "
         "the long regime the log-probability's steps are held by the gradient's clipping to norm 1.",
         "A policy of a hundred thousand parameters with a token for each character; the paper trains 3B models on MATH, DeepScaleR, Alpaca and "
-        "proofs. NOVER is not among the arms: its format wants tags that this policy does not know.",
+        "proofs. NOVER's format reward asks for a place for the reference here, not for tags, which this policy does not know; its proxy "
+        "is synchronised every 100 steps, so in so few it is the starting policy.",
     ]
 
 

@@ -22,7 +22,7 @@ from guerdon.systems.reproductions.likelihood_task import SPLICE, Regime, digit_
 from guerdon.tasks.base import Task
 
 LOGPROB, VERIFREE, BASE = "log-prob", "probability (VeriFree)", "0/1 verifier"
-MEAN_PROB, JEPO = "mean probability", "JEPO"
+MEAN_PROB, JEPO, NOVER = "mean probability", "JEPO", "NOVER"
 
 
 def _member(form: Form) -> Callable[[Task], System]:
@@ -36,6 +36,7 @@ ARMS: dict[str, Callable[[Task], System]] = {
     BASE: lambda task: rloo(verifier=TaskReward(task)),
     MEAN_PROB: _member("mean_prob"),
     JEPO: _member("jepo"),
+    NOVER: _member("nover"),
 }
 
 
