@@ -10,7 +10,8 @@ import torch
 import guerdon
 from guerdon import Clock, ConfigError, LogProbs, Rewards, Rollouts, Spans
 from guerdon.systems import SYSTEMS, VARIANTS
-from guerdon.systems.base import builder_of, catalogue, describe, published, reproduction_of, vectors_of
+from guerdon.systems.base import builder_of, describe, published, reproduction_of, vectors_of
+from guerdon.systems.catalogue import catalogue
 from guerdon.systems.pure import VECTORS
 
 NAN = float("nan")
@@ -300,7 +301,7 @@ def test_a_systems_name_is_its_function_however_it_was_imported():
         "import guerdon, sys\n"
         "assert callable(guerdon.systems.pure) and guerdon.systems.pure.__name__ == 'pure'\n"
         "assert 'transformers' not in sys.modules and 'trl' not in sys.modules\n"
-        "import guerdon.systems.base; assert guerdon.systems.base.catalogue\n"
+        "import guerdon.systems.base; assert guerdon.systems.base.describe\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError):

@@ -22,7 +22,8 @@ from guerdon.repository import root
 
 def show_systems(name: str | None, *, as_json: bool) -> None:
     """Print all systems, or one with what it composes."""
-    from guerdon.systems.base import catalogue, describe
+    from guerdon.systems.base import describe
+    from guerdon.systems.catalogue import catalogue
 
     if name is not None:
         print(describe(name))

@@ -6,11 +6,10 @@ run is saved; the same command continues it).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -257,7 +256,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="default: report.html in the folder")] = None,
 ) -> None:
     """Write the report of a run or a comparison anew, finished or not."""
-    from guerdon.cli.compare import write_report
+    from guerdon.cli.outcome import write_report
 
     print(write_report(folder, out))
 
@@ -291,12 +290,6 @@ def _plain(error: BaseException) -> str:
     from rich.markup import escape
 
     return escape(str(error))
-
-
-def dump(record: Any, path: Path) -> None:
-    """Write numbers as JSON, NaN as null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -84,3 +84,9 @@ def last_record(path: Path, window: int = 65536) -> dict[str, Any]:
         if isinstance(found, dict):
             return found
     return {}
+
+
+def dump(record: Any, path: Path) -> None:
+    """Write a record as JSON; NaN is an error, so what is not known has to be None."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -82,7 +82,7 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
     if status == "interrupted":
         raise KeyboardInterrupt
     if not quiet:
-        from guerdon.cli.compare import print_table, write_report
+        from guerdon.cli.outcome import print_table, write_report
         from guerdon.report import summarise
 
         print_table(summarise([folder]), console)
