@@ -1,4 +1,4 @@
-"""What LaSeR has to show: a task on which likelihood does not tell right from wrong, and that the reproduction runs and is recorded."""
+"""What LaSeR has to show: a task on which likelihood cannot tell right from wrong, and that the reproduction runs and is recorded."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from pathlib import Path
 import pytest
 
 from guerdon.systems import reproduction
-from guerdon.systems.reproductions.laser_task import demonstration, remarked_sums
-from guerdon.systems.reproductions.laser_training import answer_of
-from guerdon.tasks.arithmetic import is_held_out, verify_sum
+from guerdon.systems.reproductions.laser_task import answer_of, demonstration, is_held_out, parities
 
 
 def test_demonstrations() -> None:
     rng = random.Random(0)
-    right, remarks, lines = 0, 0, 0
-    for _ in range(600):
-        prompt, text = demonstration(rng, 0.25)
-        assert not is_held_out(prompt) and answer_of(text) is not None
-        total = sum(int(c) for c in prompt if c.isdigit())
-        right += verify_sum(text, {"answer": str(total)}).value == 1.0
-        remarks += sum(line.startswith("(") for line in text.split("\n"))
-        lines += 4
-        assert int(answer_of(text) or 0) - total in (0, 5, 10, 15)
-    assert right / 600 == pytest.approx(0.75**3, abs=0.06) and remarks / lines == pytest.approx(0.5, abs=0.05)
-    clean = [demonstration(rng, 0.0) for _ in range(20)]
-    assert all(answer_of(text) == str(sum(int(c) for c in prompt if c.isdigit())) for prompt, text in clean)
-    for _ in range(50):
-        prompt, text = demonstration(rng, 0.25, marked=True)
-        sums = [line for line in text.split("\n") if "=" in line]
-        for line in sums:
-            left, total = line[:-1].split("=")
-            first, second = left.split("+")
-            assert line[-1] == ("y" if int(first) + int(second[1:]) == int(total) else "n")
-        whole = int(text.split("#")[1][:-1]) == sum(int(c) for c in prompt if c.isdigit())
-        assert prompt[0] == "?" and not is_held_out(prompt[1:]) and text[-1] == ("y" if whole else "n")
-    assert answer_of("3+b1=4\n#4 ") is None and answer_of("x") is None and answer_of("#12") == "12"
-    assert len(remarked_sums().held_out) == 110
+    right = 0
+    for i in range(400):
+        marked = i % 2 == 1
+        prompt, text = demonstration(rng, marked)
+        question = prompt.removeprefix("?")
+        assert not is_held_out(question) and (prompt != question) == marked
+        digits = [int(c) for c in prompt if c.isdigit()]
+        answer, *lines = text.split("\n")
+        truth = "#even" if sum(digits) % 2 == 0 else "#odd"
+        if marked:
+            assert lines.pop() == ("y" if answer == truth else "n")
+            right += answer == truth
+        else:
+            assert answer == truth
+        assert [int(line[-1]) for line in lines] == [sum(digits[: n + 2]) % 10 for n in range(5)], (
+            "always derived rightly"
+        )
+    assert right / 200 == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_first_line_is_what_is_verified() -> None:
+    assert answer_of("#odd\n3+b1=4") == "odd" and answer_of("3+b1=4\n#odd") is None and answer_of("#od") is None
+    task = parities()
+    assert len(task.held_out) == 110 and len(task.train) == 1000
+    assert all(is_held_out(row["prompt"]) for row in task.held_out)
+    row = {"prompt": "a3+b5+c4+d2+e1+f6=?\n", "answer": "odd"}
+    values = [v.value for v in task.true_success(["#odd\n3+b5=9", "#even\n5+f6=1", ""], [row] * 3)]
+    assert values == [1.0, 0.0, 0.0]
 
 
 def test_the_reproduction_runs_and_is_recorded(tmp_path: Path) -> None:

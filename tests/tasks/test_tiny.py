@@ -65,6 +65,15 @@ def test_packing_equals_separate_rows():
     assert (packed.targets != -100).any(1).all()
 
 
+def test_what_comes_after_the_end_can_be_taught():
+    tokenizer = char_tokenizer()
+    packed = pack_rows(tokenizer, lambda: ("1+1=", "2"), 1, 12, after_end=tokenizer.pad_token_id)
+    ends = packed.ids[0] == tokenizer.eos_token_id
+    assert ends.sum() == 2 and packed.targets[0, ends].tolist() == [tokenizer.pad_token_id] * 2
+    plain = pack_rows(tokenizer, lambda: ("1+1=", "2"), 1, 12)
+    assert (plain.targets[0, ends] == -100).all() and (plain.targets[0, ~ends] == packed.targets[0, ~ends]).all()
+
+
 def test_a_demonstration_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match="does not fit"):
         pack_rows(char_tokenizer(), lambda: ("x" * 30, "y" * 30), 1, 32)

@@ -185,8 +185,16 @@ class Packed(NamedTuple):
     attention: Tensor
 
 
-def pack_rows(tokenizer: PreTrainedTokenizerFast, draw: Callable[[], tuple[str, str]], rows: int, width: int) -> Packed:
+def pack_rows(
+    tokenizer: PreTrainedTokenizerFast,
+    draw: Callable[[], tuple[str, str]],
+    rows: int,
+    width: int,
+    after_end: int | None = None,
+) -> Packed:
     """Fill `rows` rows of `width` tokens with (prompt, solution) demonstrations, each ended by end-of-sequence.
+
+    after_end: the token that is due after the end; None = nothing is learned there.
 
     A demonstration that does not fit any more goes to the next row; one longer than a row is an error.
     """
@@ -214,6 +222,8 @@ def pack_rows(tokenizer: PreTrainedTokenizerFast, draw: Callable[[], tuple[str, 
         ids[row, column:end], owner[row, column:end] = text, count
         positions[row, column:end] = torch.arange(len(text))
         targets[row, column + head - 1 : end - 1] = text[head:]
+        if after_end is not None:
+            targets[row, end - 1] = after_end
         column = end
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     return Packed(ids, positions, targets, ((owner[:, :, None] == owner[:, None]) & causal)[:, None])
@@ -264,13 +274,14 @@ def teach(
     lr: float = 3e-3,
     warmup: int = 30,
     weight_decay: float = 0.01,
+    after_end: int | None = None,
     description: str,
 ) -> list[float]:
     """Supervised learning on packed demonstrations; the model is in eval mode afterwards.
 
     Args:
         demonstration: of a step, a (prompt, solution) drawn anew at each call.
-        rows, width: of the packed batch of a step, see `pack_rows`.
+        rows, width, after_end: of the packed batch of a step, see `pack_rows`.
         lr, warmup, weight_decay: of AdamW with a cosine after `warmup` steps.
 
     Returns:
@@ -281,7 +292,7 @@ def teach(
     optimizer = adamw(model.parameters(), lr, weight_decay)
     model.train()
     for step in progress(steps, description):
-        packed = pack_rows(tokenizer, partial(demonstration, step), rows, width)
+        packed = pack_rows(tokenizer, partial(demonstration, step), rows, width, after_end)
         schedule.apply(optimizer, step)
         losses.append(update_on(model, optimizer, packed))
     model.eval()

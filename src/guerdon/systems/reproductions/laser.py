@@ -16,7 +16,7 @@ import torch
 from guerdon.signals.likelihood.last_token import LastTokenScore, log_partition
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions import laser_balance as balance
-from guerdon.systems.reproductions.laser_task import REMARK, SLIP, remarked_sums
+from guerdon.systems.reproductions.laser_task import parities
 from guerdon.systems.reproductions.laser_training import (
     GRPO,
     LASER,
@@ -60,18 +60,16 @@ def reproduce(budget: Budget) -> Reproduction:
         axes=("step", "accuracy of training rollouts; AUC of their scores"),
         notes=[
             f"Table: mean [least, greatest] over seeds, {plan.steps} steps of {plan.prompts} prompts x {plan.group} rollouts; all numbers on "
-            f"{len(remarked_sums().held_out)} held-out prompts, {plan.voters} samples of each. All arms and seeds start from one "
+            f"{len(parities().held_out)} held-out prompts, {plan.voters} samples of each. All arms and seeds start from one "
             "warm-started policy; seeds differ in prompts and samples.",
-            f"The policy's lines slip by five with probability {SLIP:.2f}, and before a line stands a remark of random letters with probability "
-            f"{REMARK}: a right solution is hardly more probable than a wrong one. The built-in policy of the task 'sums' slips to improbable "
-            "numbers, so that there the mean log-probability alone tells right from wrong, and no score could be better by much.",
-            f"A run has {plan.steps} steps here and about 1600 in the paper, so the squared error weighs {plan.coefficient} instead of 0.1, mix 0.1 and the "
-            "starts of both parts (an eighth and a quarter of the run) are the paper's; c is calibrated on the first rollouts. In so few steps the "
-            "two losses compete: a larger weight teaches the score sooner and the task later (with 2.0 accuracy was 12 points below GRPO's after 40 "
-            "steps of a pilot seed, with 0.5 four points after 60). Where nearly all samples are right, as at the end of these runs, so are "
-            "nearly all majorities, and no weight can make a vote better.",
-            f"beta is {plan.beta}. This small model has never been trained on what follows an end, so the log-probability there spreads over two nats "
-            "and more before training (0.04 for Qwen2.5 in the paper), and the first check is a hard one.",
+            "The answer comes first and the derivation after it: whether a sum of six numbers is even is a coin flip for a small model that must say so at "
+            "once, and plain to whoever reads the derivation. On an earlier task, whose lines slipped at random, 20 steps of GRPO made 93 % of single "
+            "samples right and 99 % of majorities, which left a vote nothing to gain; there the score's AUC was 0.82 [0.77, 0.89] (0.74 for the mean "
+            "log-probability), accuracy 3 points below GRPO's, votes were equal. The task was changed after that was seen; seed 90 was the pilot.",
+            f"A run has {plan.steps} steps here and about 1600 in the paper, so the squared error weighs {plan.coefficient} instead of 0.1; mix 0.1 and the "
+            "starts of both parts (an eighth and a quarter of the run) are the paper's; c is calibrated on the first rollouts.",
+            f"beta is {plan.beta}. The policy has learned to expect padding after an end; without that the log-probability there spread over two nats "
+            "and more before training (0.04 for Qwen2.5 in the paper).",
         ],
     )
 
@@ -99,7 +97,7 @@ def _before(policy: str, plan: Plan) -> Run:
     """The starting policy, which all arms and seeds share, measured once."""
     from guerdon.lm import LocalModel
 
-    return Run([0], [asdict(measure(LocalModel(policy), remarked_sums(), plan, 900, None))])
+    return Run([0], [asdict(measure(LocalModel(policy), parities(), plan, 900, None))])
 
 
 def _trained(budget: Budget, policy: str, plan: Plan) -> dict[str, list[Run]]:
@@ -117,7 +115,7 @@ def _start_claim(policy: str, plan: Plan) -> Claim:
     model = LocalModel(policy)
     signal = LastTokenScore(constant="calibrate", beta=plan.beta)
     signal.bind("policy", model)
-    rollouts, _ = sample(model, remarked_sums(), plan, 77)
+    rollouts, _ = sample(model, parities(), plan, 77)
     finished = rollouts.finished
     assert finished is not None
     if not bool(finished.any()):  # only an untrained policy of a smoke run
@@ -171,7 +169,7 @@ def _balance_claim(budget: Budget, policy: str, plan: Plan) -> Claim:
     from guerdon.lm import LocalModel
 
     small = balance.SMOKE if budget.smoke else balance.Balance()
-    model, task = LocalModel(policy), remarked_sums()
+    model, task = LocalModel(policy), parities()
     pool, right = sample(model, task, plan, 5, split="train")
     held_out = sample(model, task, plan, 6)
     correct = torch.tensor(right)

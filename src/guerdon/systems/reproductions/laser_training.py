@@ -1,4 +1,4 @@
-"""Training the remarking policy (`laser_task`) with and without the last-token score, through the real trainer; voting on held-out prompts."""
+"""Training the guessing policy (`laser_task`) with and without the last-token score, through the real trainer; voting on held-out prompts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from guerdon.systems.context import TaskReward
 from guerdon.systems.laser import laser
 from guerdon.systems.outcome import grpo
 from guerdon.systems.reproductions.arm import TrainingPlan, kept_run, train_arm
-from guerdon.systems.reproductions.laser_task import remarked_sums, remarking_policy
+from guerdon.systems.reproductions.laser_task import answer_of, guessing_policy, parities
 from guerdon.tasks.base import Task
 from guerdon.tasks.tiny import TinyConfig
 
@@ -37,7 +37,7 @@ class Plan(TrainingPlan):
     every: int = 20
     votes: int = 1
     voters: int = 8
-    tokens: int = 72
+    tokens: int = 48
     coefficient: float = 0.5
     beta: float = 0.08
 
@@ -91,13 +91,7 @@ class Run:
 def starting_policy(smoke: bool) -> str:
     """The warm-started policy; a far smaller, hardly trained one for a smoke run."""
     small = TinyConfig(hidden=16, layers=1, heads=2, intermediate=16)
-    return remarking_policy(3, config=small) if smoke else remarking_policy()
-
-
-def answer_of(text: str) -> str | None:
-    """The answer of a solution: what its last line says after #."""
-    last = text.rstrip("\n").rsplit("\n", 1)[-1]
-    return last[1:] if last.startswith("#") and last[1:].isdigit() else None
+    return guessing_policy(3, config=small) if smoke else guessing_policy()
 
 
 def sample(
@@ -182,7 +176,7 @@ class Watch:
 
 def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:
     """One training run; taken from `folder` if it was finished there before with the same plan and policy."""
-    task = remarked_sums()
+    task = parities()
     system = systems(plan)[arm](TaskReward(task))
     # Coefficient and beta are in what the arm says of itself.
     budget = {key: value for key, value in asdict(plan).items() if key not in ("coefficient", "beta")}
