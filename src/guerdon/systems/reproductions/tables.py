@@ -4,7 +4,7 @@
     python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page is out of date
 
 A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
-defaults; between those of "results" what results/<slug>.json says; docs/systems/README.md lists all systems. README has a "demo" block, of results/demo.json, and
+defaults; between those of "results" what results/<slug>.json says; docs/systems/README.md lists all systems. README has a "demo" block, of results/demo.json, that page a "comparison" block, and
 docs/speed.md one for each benchmark, of benchmarks/results/NAME.json.
 """
 
@@ -22,6 +22,8 @@ from guerdon.repository import root
 from guerdon.systems import SYSTEMS
 from guerdon.systems.base import Placeholder, builder_of, published
 from guerdon.systems.reproductions.bench_blocks import BENCH_BLOCKS
+
+COMPARISONS = ("demo", "comparison")  # blocks made of results/NAME.json, which `guerdon compare --json` wrote
 
 
 def begin(block: str) -> str:
@@ -66,7 +68,7 @@ def _held(record: Mapping[str, Any]) -> str:
     return "Reproduced" if record["passed"] else f"{held} of {checked} claims held"
 
 
-def demo_block(record: Mapping[str, Any]) -> str:
+def comparison_block(record: Mapping[str, Any], file: str) -> str:
     """Markdown of one record of `guerdon compare --json`: what each system did on held-out prompts, and the verdict."""
 
     def moved(system: Mapping[str, Any], name: str, digits: int) -> str:
@@ -90,7 +92,7 @@ def demo_block(record: Mapping[str, Any]) -> str:
             *markdown_table(rows),
             "",
             f"Held-out prompts, start → end with 95 % intervals over {config['seeds']} seeds, {config['steps']} steps "
-            f"(`{manifest['command'].split(' --out')[0]}`, {manifest['started'][:10]}; results/demo.json).",
+            f"(`{manifest['command'].split(' --out')[0]}`, {manifest['started'][:10]}; results/{file}).",
         ]
     )
 
@@ -150,10 +152,11 @@ def refreshed(page: str, slug: str, folder: Path) -> str:
         page = replaced(page, "composition", composition_block(slug))
     if begin("systems") in page:
         page = replaced(page, "systems", systems_block(folder))
-    if begin("demo") in page:
-        path = folder / "results" / "demo.json"
-        missing = "Not recorded yet: `make demo`."
-        page = replaced(page, "demo", demo_block(json.loads(path.read_text("utf-8"))) if path.exists() else missing)
+    for name in COMPARISONS:
+        if begin(name) in page:
+            path = folder / "results" / f"{name}.json"
+            record = json.loads(path.read_text("utf-8")) if path.exists() else None
+            page = replaced(page, name, comparison_block(record, path.name) if record else "Not recorded yet.")
     if begin("results") in page:
         path = folder / "results" / f"{slug}.json"
         missing = f"Not recorded yet: `guerdon reproduce {slug}`."
@@ -179,7 +182,7 @@ def bench_block(name: str, record: Mapping[str, Any]) -> str:
 def pages(folder: Path) -> list[Path]:
     """README, the page of benchmarks and every docs page of a system that have a block."""
     found = [folder / "README.md", folder / "docs" / "speed.md", *sorted((folder / "docs" / "systems").glob("*.md"))]
-    blocks = ("composition", "results", "systems", "demo", *BENCH_BLOCKS)
+    blocks = ("composition", "results", "systems", *COMPARISONS, *BENCH_BLOCKS)
     return [p for p in found if p.exists() and any(begin(block) in p.read_text("utf-8") for block in blocks)]
 
 
