@@ -59,17 +59,17 @@ def test_a_page_that_differs_from_its_file_or_its_system_is_stale(tmp_path: Path
     results.mkdir()
     page = docs / "pure.md"
     page.write_text("\n".join(line(block) for block in ("composition", "results") for line in (begin, end)))
-    assert stale(tmp_path) == ["pure.md"]
+    assert stale(tmp_path) == ["docs/systems/pure.md"]
     page.write_text(refreshed(page.read_text(), "pure", tmp_path))
     assert stale(tmp_path) == [] and "Not recorded yet" in page.read_text()
     (results / "pure.json").write_text(json.dumps(RECORD))
-    assert stale(tmp_path) == ["pure.md"]
+    assert stale(tmp_path) == ["docs/systems/pure.md"]
     page.write_text(refreshed(page.read_text(), "pure", tmp_path))
     assert "0.123" in page.read_text() and "MinForm(temperature=0.1" in page.read_text()
     for wrong in (("0.123", "0.124"), ("temperature=0.1", "temperature=0.2")):
         good = page.read_text()
         page.write_text(good.replace(*wrong))
-        assert stale(tmp_path) == ["pure.md"]
+        assert stale(tmp_path) == ["docs/systems/pure.md"]
         page.write_text(good)
     assert stale(tmp_path) == []
 
@@ -100,7 +100,7 @@ def test_a_benchmark_s_numbers_are_those_of_its_file(tmp_path: Path) -> None:
         "passed": {"naive_over_ours": True, "ours_over_floor": False, "memory_over_floor": True, "exact": True},
     }
     (folder / "prefix.json").write_text(json.dumps(record))
-    assert stale(tmp_path) == ["speed.md"]
+    assert stale(tmp_path) == ["docs/speed.md"]
     text = refreshed(page.read_text(), "speed", tmp_path)
     assert "| G = 8, K = 4, L = 100 | 3.46 [3.00, 4.00] | 3.46 | 1.40 [1.00, 2.00] | packed |" in text
     assert "- held: naive / ours at least 3" in text and "- **not held**: ours / floor at most 1.3" in text

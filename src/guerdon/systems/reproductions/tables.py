@@ -187,9 +187,9 @@ def pages(folder: Path) -> list[Path]:
 
 
 def stale(folder: Path) -> list[str]:
-    """Names of the pages whose blocks are not what they would be if written now."""
+    """The pages, from the folder on, whose blocks are not what they would be if written now."""
     texts = {page: page.read_text("utf-8") for page in pages(folder)}
-    return [page.name for page, text in texts.items() if refreshed(text, page.stem, folder) != text]
+    return [str(page.relative_to(folder)) for page, text in texts.items() if refreshed(text, page.stem, folder) != text]
 
 
 def main() -> int:
@@ -202,9 +202,10 @@ def main() -> int:
             print(f"out of date: {', '.join(old)}; run python -m guerdon.systems.reproductions.tables")
         return int(bool(old))
     for page in pages(folder):
-        if page.name in old:
+        name = str(page.relative_to(folder))
+        if name in old:
             page.write_text(refreshed(page.read_text("utf-8"), page.stem, folder), "utf-8")
-            print(f"{page.name}: written")
+            print(f"{name}: written")
     return 0
 
 
