@@ -4,7 +4,7 @@
     python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page is out of date
 
 A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
-defaults; between those of "results" what results/<slug>.json says; docs/systems/README.md lists all systems. README has a "demo" block, of results/demo.json, that page a "comparison" block, and
+defaults; between those of "results" what results/<slug>.json says; docs/systems/README.md lists all systems. README has blocks "demo" and "demo_seeds", of results/demo.json and results/demo_seeds.json, that page a "comparison" block, and
 docs/speed.md one for each benchmark, of benchmarks/results/NAME.json.
 """
 
@@ -23,7 +23,11 @@ from guerdon.systems import SYSTEMS
 from guerdon.systems.base import Placeholder, builder_of, published
 from guerdon.systems.reproductions.bench_blocks import BENCH_BLOCKS
 
-COMPARISONS = ("demo", "comparison")  # blocks made of results/NAME.json, which `guerdon compare --json` wrote
+COMPARISONS = (
+    "demo",
+    "demo_seeds",
+    "comparison",
+)  # blocks made of results/NAME.json, which `guerdon compare --json` wrote
 
 
 def begin(block: str) -> str:
