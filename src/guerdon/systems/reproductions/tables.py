@@ -4,8 +4,8 @@
     python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page is out of date
 
 A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
-defaults; between those of "results" what results/<slug>.json says; docs/systems/README.md lists all systems. README has blocks "demo" and "demo_seeds", of results/demo.json and results/demo_seeds.json, that page a "comparison" block, and
-docs/speed.md one for each benchmark, of benchmarks/results/NAME.json.
+defaults; between those of "results" what results/<slug>.json says. docs/systems/README.md lists all systems and has a block
+"comparison"; README has "demo" and "demo_seeds"; docs/speed.md has one for each benchmark, of benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
