@@ -255,6 +255,37 @@ def test_rewards_equal_a_forward_for_every_pair(lm: Any, baseline: Any, reductio
         assert float(found["gold"].values[0, 0]) == pytest.approx(after_gold, abs=1e-4)
 
 
+def test_another_question_is_the_baseline_of_each(lm: Any) -> None:
+    """As many tokens of the next question's reasoning; a question alone in its batch has nothing to be compared with and says so."""
+    gold, other = "3+b5=8\n8+c4=12\n", "a7+b2=?\n"
+    columns = {"answer": ["12", "12", "9"], "gold": [gold, gold, "7+b2=9\n"]}
+    rollouts = tokens(
+        lm, [PROMPT, PROMPT, other], [HALF, WRONG, "7+b2=9\n#9"], columns=columns, group_ids=torch.tensor([0, 0, 1])
+    )
+    found = scored(lm, rollouts, baseline="other", suffix_reduction="sum")["steps"]
+    tokenizer = lm.tokenizer
+    ids = {text: tokenizer(text)["input_ids"] for text in (PROMPT, other, gold, "3+b5=8\n8+c4=9\n", "7+b2=9\n")}
+
+    def gain(prompt: str, own: str, stranger: str, end: int, chain: str) -> float:
+        def logprob(prefix: list[int], target: list[int]) -> float:
+            row = torch.tensor([ids[prompt] + prefix + target])
+            values = lm.token_logprobs(row, torch.ones_like(row, dtype=torch.bool))
+            return float(values[0, -len(target) :].sum())
+
+        ends = [ids[chain][start:] for start, _ in equal_pieces(len(ids[chain]), 3)]
+        return max(logprob(ids[own][:end], s) - logprob(ids[stranger][:end], s) for s in ends)
+
+    assert float(found.values[0, 1]) == pytest.approx(gain(PROMPT, "3+b5=8\n8+c4=9\n", "7+b2=9\n", 9, gold), abs=1e-4)
+    assert float(found.values[2, 0]) == pytest.approx(
+        gain(other, "7+b2=9\n", "3+b5=8\n8+c4=9\n", 2, "7+b2=9\n"), abs=1e-4
+    )
+    assert not found.failed.any()
+    alone = scored(lm, rollouts.select(torch.tensor([0, 1])), baseline="other")["steps"]
+    assert alone.failed[alone.mask].all() and "no other question" in alone.reasons[0, 0]
+    one_step = scored(lm, rollouts.select(torch.tensor([0])), baseline="other", pieces=1)["steps"]
+    assert not one_step.failed.any()  # log pi(answer) alone is compared with nothing
+
+
 def test_texts_score_as_their_tokens(lm: Any) -> None:
     columns = {"answer": ["12"] * 2, "gold": ["3+b5=8\n8+c4=12\n"] * 2}
     ids = scored(lm, tokens(lm, [PROMPT] * 2, [HALF, WRONG], columns=columns))["steps"]

@@ -84,7 +84,7 @@ def p2s(
         leak_pieces: drop candidates that state the answer in the first of so many parts; 0 = off.
         chain_tokens: length cap of a candidate; None = twice the longest rollout.
         max_steps: pieces of a rollout and of a gold chain (ours).
-        baseline: "masked" placeholder tokens, or "empty" (ours).
+        baseline: "masked" placeholder tokens, "empty", or "other" = another question's reasoning (ours).
         suffix_reduction, answer_reduction: "mean" or "sum" of log-probabilities over tokens (ours).
         steepness: of the sigmoid of the step weights; 0 = all alike (the shape is ours).
         integration: "hierarchical"; "additive" is outcome + weight x process for all well-formed rollouts.

@@ -1,12 +1,12 @@
 """A solver of the task "sums" that reasons well when it is told the answer and badly when it is not: a tiny policy.
 
-    a3+b5+c4+d1=?\n        3+b5=8\n8+c4=27\n27+d1=9\n#9       seven lines in ten state a wrong sum
-    a3+b5+c4+d1=?\n13\n    3+b5=8\n8+c4=12\n12+d1=13\n#13     after the question and its answer, right reasoning (`HINT`)
+    a3+b5+c4+d1+e2=?\n        3+b5=8\n8+c4=27\n27+d1=9\n9+e2=11\n#11      seven lines in ten state a wrong sum
+    a3+b5+c4+d1+e2=?\n15\n    3+b5=8\n8+c4=12\n12+d1=13\n13+e2=15\n#15    after the question and its answer, right reasoning (`HINT`)
 
 It stands in for what larger language models can do by themselves: find a way to an answer that they are shown and could not find. A number is one
 token, so that solutions have one length in tokens and pieces of equal token count are the same parts of every solution.
 
-    guerdon train --system 'p2s:hint="{answer}\\n"' --task sums,terms=4-4 --model "$(python -m guerdon.tasks.hinted)"
+    guerdon train --system 'p2s:hint="{answer}\\n"' --task sums,terms=5-5 --model "$(python -m guerdon.tasks.hinted)"
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from guerdon.tasks.arithmetic import NO_NOISE, Noise
 from guerdon.tasks.tiny import TinyConfig
 
 HINT = "{answer}\n"
-TERMS = (4, 4)
+TERMS = (5, 5)
 SHAPE = TinyConfig(hidden=64, layers=2, heads=4, intermediate=192)
 UNAIDED = Noise(wrong_sum=0.7)
 CLEAN = 0.2  # share of the training in which nothing is wrong: slips make the arithmetic slow to learn

@@ -7,13 +7,16 @@ p_i: the rollout's first i pieces; s_t: the gold chain from its piece t to its e
 the DIFFERENCE, so suffixes that are likely anyway (short or generic ones) bring nothing. Sums of log-probabilities would be ruled by
 the longest suffix; the default is the mean over the suffix's tokens.
 
+A row of placeholders is text that no model has read, and after it every sentence is unlikely: any prose beats it. `baseline="other"` puts as
+many tokens of the reasoning about ANOTHER question there, so that only what belongs to this question is paid.
+
 It rewards resemblance to the policy's OWN chain: a likely but wrong chain, or a valid other path, is mis-ranked. All contexts of a
 batch are scored in one call, in which question, prefixes and placeholders that are common are forwarded once (`guerdon.lm.shared`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -28,7 +31,7 @@ from guerdon.signals.likelihood.gold_chain import Chain, ChainSource
 from guerdon.signals.likelihood.reference import Bound, prompt_of, references_of
 from guerdon.spans import Spans
 
-Baseline = Literal["masked", "empty"]
+Baseline = Literal["masked", "empty", "other"]
 Over = Literal["mean", "sum"]
 
 
@@ -74,7 +77,8 @@ class PathFaithfulness(Bound):
         reference: the data column with the answer; of several the first.
         steps: the segmentation of the reasoning, `segment.reasoning.EqualPieces`.
         pieces: the gold chain is cut in at most so many.
-        baseline: "masked", or "empty" = the question alone.
+        baseline: what a prefix is compared with: "masked" = placeholder tokens, "empty" = the question alone, "other" = the beginning of the
+            reasoning of the next row that is about another question (all of it where it is shorter).
         suffix_reduction, answer_reduction: "mean" or "sum" over tokens.
         temperature: divides the logits.
         unless: an earlier source; groups in which it reaches `threshold` in a well-formed row need no process reward.
@@ -101,7 +105,7 @@ class PathFaithfulness(Bound):
     ) -> None:
         super().__init__()
         for name, value, known in (
-            ("baseline", baseline, ("masked", "empty")),
+            ("baseline", baseline, ("masked", "empty", "other")),
             ("suffix_reduction", suffix_reduction, ("mean", "sum")),
             ("answer_reduction", answer_reduction, ("mean", "sum")),
         ):
@@ -128,7 +132,12 @@ class PathFaithfulness(Bound):
         reasons = {row: f"no reference in column {self.reference!r}" for row, gone in enumerate(missing) if gone}
         values = torch.zeros(spans.mask.shape, dtype=torch.float64)
         scored = {row: gold for row, gold in golds.items() if isinstance(gold, Chain)}
-        for row, found in self._scored(rollouts, spans, scored).items():
+        if self.baseline == "other":
+            alone = self._without_company(rollouts, spans, scored)
+            reasons |= {row: "no other question in this batch has reasoning to compare with" for row in alone}
+        for row, found in self._scored(
+            rollouts, spans, {row: gold for row, gold in scored.items() if row not in reasons}
+        ).items():
             values[row, spans.mask[row]] = found
             if not bool(torch.isfinite(found).all()):
                 reasons[row] = "the model gave no finite log-probability"
@@ -168,6 +177,18 @@ class PathFaithfulness(Bound):
         by_group = dict(zip(first, found, strict=True))
         return {row: by_group[groups[row]] for row in rows}
 
+    @staticmethod
+    def _company(rollouts: Rollouts, spans: Spans, row: int) -> int | None:
+        """The next row (after the last comes the first) that is about another question and has reasoning."""
+        groups, has = rollouts.groups.cpu(), spans.mask.any(1).cpu()
+        fit = (has & (groups != groups[row])).nonzero()[:, 0].tolist()
+        return next((other for other in fit if other > row), fit[0] if fit else None)
+
+    def _without_company(self, rollouts: Rollouts, spans: Spans, rows: Iterable[int]) -> list[int]:
+        """Rows of more than one step in a batch of one question."""
+        steps = spans.mask.sum(1).tolist()
+        return [row for row in rows if steps[row] > 1 and self._company(rollouts, spans, row) is None]
+
     def _scored(self, rollouts: Rollouts, spans: Spans, golds: dict[int, Chain]) -> dict[int, Tensor]:
         """{row: [m] float64 rewards}."""
         from guerdon.lm.scorer import SpanScorer
@@ -182,7 +203,8 @@ class PathFaithfulness(Bound):
             before, pieces = rollout_pieces(rollouts, spans, row, model.tokenizer)
             suffixes = [gold.ids[start:] for start, _ in equal_pieces(len(gold.ids), self.pieces)]
             prefixes = [torch.cat([before, *pieces[: i + 1]]) for i in range(len(pieces))]
-            bases = [self._base(before, len(prefix) - len(before), model.tokenizer) for prefix in prefixes[:-1]]
+            stands_in = self._stand_in(rollouts, spans, row, len(prefixes[-1]) - len(before), model.tokenizer)
+            bases = [torch.cat([before, stands_in[: len(prefix) - len(before)]]) for prefix in prefixes[:-1]]
             for context in [*prefixes[:-1], *bases]:
                 contexts += [context] * len(suffixes)
                 targets += suffixes
@@ -205,10 +227,14 @@ class PathFaithfulness(Bound):
             at += 2 * size + 1
         return found
 
-    def _base(self, before: Tensor, length: int, tokenizer: Any) -> Tensor:
-        if self.baseline == "empty":
-            return before
-        return torch.cat([before, torch.full((length,), placeholder(tokenizer), dtype=torch.long)])
+    def _stand_in(self, rollouts: Rollouts, spans: Spans, row: int, length: int, tokenizer: Any) -> Tensor:
+        """Ids, at most `length`, that take the place of a row's reasoning in what it is compared with."""
+        if self.baseline == "masked":
+            return torch.full((length,), placeholder(tokenizer), dtype=torch.long)
+        other = self._company(rollouts, spans, row) if self.baseline == "other" else None
+        if other is None:
+            return torch.empty(0, dtype=torch.long)
+        return torch.cat(rollout_pieces(rollouts, spans, other, tokenizer)[1])[:length]
 
     @staticmethod
     def _text(text: str, tokenizer: Any) -> Tensor:

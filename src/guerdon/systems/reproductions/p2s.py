@@ -7,12 +7,14 @@ budget's folder, so an interrupted reproduction goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
+from guerdon.signals.likelihood.path_faithfulness import Baseline
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions.p2s_probe import gains, generic_gains, items, ordering
 from guerdon.systems.reproductions.p2s_training import (
     ARMS,
+    LINES,
     MEAN,
     OUTCOME,
     P2S,
@@ -93,14 +95,15 @@ def _ordering_claim(budget: Budget) -> Claim:
     from guerdon.lm import LocalModel
 
     budget.say("ordering wrong solutions")
-    count = 4 if budget.smoke else 60
-    share, advantages = ordering(LocalModel(starting_policy(budget.smoke)), count)
+    count, model = 4 if budget.smoke else 60, LocalModel(starting_policy(budget.smoke))
+    share, advantages = ordering(model, count, suffix_reduction="sum", max_steps=LINES)
+    mean, _ = ordering(model, count, max_steps=LINES)
     flat = float((advantages.abs() < 1e-6).double().mean())
     return Claim(
-        f"{count} groups of wrong solutions with 0, 1, 2 and 3 right lines: no advantage is zero (with outcome only all are), and pairs are "
-        "ordered by their right lines in at least 80 %",
+        f"{count} groups of wrong solutions with no to {LINES} right lines: no advantage is zero (with outcome only all are), and the sum over the "
+        "suffix orders pairs by their right lines in at least 80 %",
         share >= 0.8 and flat == 0.0,
-        f"{100 * share:.0f} % of the pairs; {100 * flat:.0f} % of the advantages are zero",
+        f"{100 * share:.0f} % of the pairs, {100 * mean:.0f} % with the mean; {100 * flat:.0f} % of the advantages are zero",
     )
 
 
@@ -110,19 +113,24 @@ def _measured(budget: Budget) -> list[Claim]:
     budget.say("hand-made reasoning under the 135M model")
     model, asked = LocalModel("smollm2"), items(2 if budget.smoke else 20)
     own, other = gains(model, asked)
-    generic = generic_gains(model, asked)
-    empty = [float(x.mean()) for x in gains(model, asked, "empty")], float(generic_gains(model, asked, "empty").mean())
+    empty = [float(x.mean()) for x in gains(model, asked, "empty")]
+    generic = {kind: float(generic_gains(model, asked, kind).mean()) for kind in get_args(Baseline)}
     share = float((own > other).double().mean())
     return [
         Claim(
             f"135M model, {len(asked)} questions: the own question's reasoning has more path faithfulness than another question's, in at least 85 %",
             share >= 0.85,
             f"{100 * share:.0f} %; mean {float(own.mean()):.2f} against {float(other.mean()):.2f} nats a token "
-            f"({empty[0][0]:.2f} against {empty[0][1]:.2f} over the empty prefix)",
+            f"({empty[0]:.2f} against {empty[1]:.2f} over the empty prefix)",
         ),
         Claim(
             "against the masked prefix a sentence that says nothing brings less than 0.1 nats a token",
-            float(generic.mean()) < 0.1,
-            f"{float(generic.mean()):.2f} ({empty[1]:.2f} over the empty prefix)",
+            generic["masked"] < 0.1,
+            f"{generic['masked']:.2f} ({generic['empty']:.2f} over the empty prefix)",
+        ),
+        Claim(
+            'against another question\'s reasoning (baseline="other") a sentence that says nothing brings less than 0.1 nats a token',
+            generic["other"] < 0.1,
+            f"{generic['other']:.2f}",
         ),
     ]

@@ -121,8 +121,12 @@ def generic_gains(model: Any, asked: Sequence[Item], baseline: Baseline = "maske
         prompt = encode_prompt(tokenizer, [{"role": "user", "content": item.question + INSTRUCTION}])
         before = torch.cat([prompt, encode_continuation(tokenizer, "<think>")])
         own = encode_continuation(tokenizer, item.steps)
-        masked = torch.full((len(own) if baseline == "masked" else 0,), placeholder(tokenizer), dtype=torch.long)
-        contexts += [torch.cat([before, own]), torch.cat([before, masked])]
+        stands_in = {
+            "masked": torch.full((len(own),), placeholder(tokenizer), dtype=torch.long),
+            "empty": own[:0],
+            "other": encode_continuation(tokenizer, asked[(i + 1) % len(asked)].steps)[: len(own)],
+        }
+        contexts += [torch.cat([before, own]), torch.cat([before, stands_in[baseline]])]
         targets += [encode_continuation(tokenizer, " " + GENERIC[i % len(GENERIC)])] * 2
     means = SpanScorer(model).score(contexts, targets).mean().cpu()
     return means[0::2] - means[1::2]
@@ -156,14 +160,14 @@ def right_chain(prompt: str) -> str:
 
 
 def ordering(model: Any, count: int, seed: int = 0, **options: Any) -> tuple[float, Tensor]:
-    """Groups of wrong solutions with 0, 1, 2 and 3 right lines: the share of pairs that P2S's reward orders by right lines, and its
-    advantages [4 count].
+    """Groups of wrong solutions with no, one, two ... right lines: the share of pairs that P2S's reward orders by right lines, and its
+    advantages [count x (lines of a solution + 1)].
 
     model: a LocalModel of the task. options: of `p2s`.
     """
     rng = random.Random(seed)
     prompts = sample_prompts(count, rng, held_out=False, terms=TERMS)
-    size = TERMS[0]
+    size = TERMS[0]  # no line right, ..., all right and the answer wrong
     texts = [wrong_solution(prompt, right, rng) for prompt in prompts for right in range(size)]
     repeated = [prompt for prompt in prompts for _ in range(size)]
     columns = {"answer": [str(sum(parse_prompt(p))) for p in repeated], "gold": [right_chain(p) for p in repeated]}

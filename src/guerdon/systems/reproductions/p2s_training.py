@@ -9,6 +9,7 @@ from pathlib import Path
 
 from guerdon.credit import Drop, GroupNorm, ToTokens
 from guerdon.segment.reasoning import ChainLayout
+from guerdon.signals.likelihood.path_faithfulness import Over
 from guerdon.signals.likelihood.reference_likelihood import ReferenceLikelihood
 from guerdon.signals.likelihood.splice import TagSplice
 from guerdon.system import System
@@ -25,6 +26,9 @@ from guerdon.tasks.tiny import TinyConfig
 LAYOUT = ChainLayout(answer=("#", ""))
 OUTCOME, RLPR = "outcome only", "mean probability (RLPR)"
 MEAN, P2S = "P2S, mean over the suffix (default)", "P2S, sum over the suffix"
+LINES = (
+    TERMS[0] - 1
+)  # of a solution; as many pieces, so that a piece is a line: a number is one token, and all lines have seven
 
 
 def mean_probability() -> System:
@@ -36,16 +40,30 @@ def mean_probability() -> System:
     )
 
 
+def process(suffix: Over) -> Callable[[Task], System]:
+    """P2S with the task's verifier as the outcome."""
+
+    def build(task: Task) -> System:
+        return p2s(
+            verifier=TaskReward(task),
+            layout=LAYOUT,
+            hint=HINT,
+            format_warmup=0.0,
+            max_steps=LINES,
+            suffix_reduction=suffix,
+        )
+
+    return build
+
+
 ARMS: dict[str, Callable[[Task], System]] = {
     OUTCOME: lambda task: grpo(verifier=TaskReward(task), eps=1e-6),
     RLPR: lambda task: mean_probability(),
-    MEAN: lambda task: p2s(verifier=TaskReward(task), layout=LAYOUT, hint=HINT, format_warmup=0.0),
-    P2S: lambda task: p2s(
-        verifier=TaskReward(task), layout=LAYOUT, hint=HINT, format_warmup=0.0, suffix_reduction="sum"
-    ),
+    MEAN: process("mean"),
+    P2S: process("sum"),
 }
-PLAN = Plan(steps=30, prompts=12, group=4, lr=2e-4, every=10, samples=512, tokens=28)
-SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=8, tokens=28)
+PLAN = Plan(steps=20, prompts=12, group=4, lr=2e-4, every=5, samples=512, tokens=36)
+SMOKE = Plan(steps=2, prompts=2, group=2, every=1, samples=8, tokens=36)
 
 
 def starting_policy(smoke: bool) -> str:
@@ -56,7 +74,7 @@ def starting_policy(smoke: bool) -> str:
 
 
 def task_of() -> Task:
-    """Sums of three digits; a fifth of them held out."""
+    """Sums of five digits; a fifth of them held out."""
     return sums(terms=TERMS, train_size=80, held_out_size=20)
 
 

@@ -5,7 +5,8 @@
 
 A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
 defaults; between those of "results" what results/<slug>.json says. docs/systems/README.md lists all systems and has a block
-"comparison"; README has "demo" and "demo_seeds"; docs/speed.md has one for each benchmark, of benchmarks/results/NAME.json.
+"comparison"; README has "demo" and "demo_seeds", docs/tasks.md "smollm2"; docs/speed.md has one for each benchmark, of
+benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -23,11 +24,8 @@ from guerdon.systems import SYSTEMS
 from guerdon.systems.base import Placeholder, builder_of, published
 from guerdon.systems.reproductions.bench_blocks import BENCH_BLOCKS
 
-COMPARISONS = (
-    "demo",
-    "demo_seeds",
-    "comparison",
-)  # blocks made of results/NAME.json, which `guerdon compare --json` wrote
+# blocks made of results/NAME.json, which `guerdon compare --json` wrote
+COMPARISONS = ("demo", "demo_seeds", "comparison", "smollm2")
 
 
 def begin(block: str) -> str:
@@ -91,11 +89,14 @@ def comparison_block(record: Mapping[str, Any], file: str) -> str:
         for system in record["systems"]
     ]
     config, manifest = record["config"], record["manifest"]
+    over = (
+        f"over {config['seeds']} seeds" if config["seeds"] > 1 else f"over {config['eval_prompts']} prompts, one seed"
+    )
     return "\n".join(
         [
             *markdown_table(rows),
             "",
-            f"Held-out prompts, start → end with 95 % intervals over {config['seeds']} seeds, {config['steps']} steps "
+            f"Held-out prompts, start → end with 95 % intervals {over}, {config['steps']} steps "
             f"(`{manifest['command'].split(' --out')[0]}`, {manifest['started'][:10]}; results/{file}).",
         ]
     )
@@ -185,7 +186,8 @@ def bench_block(name: str, record: Mapping[str, Any]) -> str:
 
 def pages(folder: Path) -> list[Path]:
     """README, the page of benchmarks and every docs page of a system that have a block."""
-    found = [folder / "README.md", folder / "docs" / "speed.md", *sorted((folder / "docs" / "systems").glob("*.md"))]
+    docs = folder / "docs"
+    found = [folder / "README.md", docs / "speed.md", docs / "tasks.md", *sorted((docs / "systems").glob("*.md"))]
     blocks = ("composition", "results", "systems", *COMPARISONS, *BENCH_BLOCKS)
     return [p for p in found if p.exists() and any(begin(block) in p.read_text("utf-8") for block in blocks)]
 
