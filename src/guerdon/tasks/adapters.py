@@ -44,8 +44,9 @@ def reasoning_gym_task(
     extract: another rule for where the answer is (`verifiable.extraction`), such as "last_number" for a model too small to keep to
         a format. instruction: put after every question; default: what the rule asks for.
 
-    Held-out questions come from another seed; those that also occur in training are left out. Columns: prompt, answer,
-    index (of the generated entry).
+    Held-out questions come from another seed, each is asked once, and none occurs in training: where a generator has so few questions
+    that both sides drew the same ones, up to a fifth of all questions are held out and left out of the training rows.
+    Columns: prompt, answer, index (of the generated entry).
     """
     gym = require("reasoning_gym", extra="tasks")
     name = ",".join([f"reasoning-gym:{dataset}", *(f"{k}={v}" for k, v in options.items())])
@@ -83,16 +84,32 @@ def reasoning_gym_task(
             verdicts.append(Verdict(0.0 if answer is None else value, reason))
         return verdicts
 
-    train = rows("train")
+    train, held_out = _apart(rows("train"), rows("held_out"), held_out_size, name)
     return Task(
         name=name,
         train=train,
-        held_out=_unseen(rows("held_out"), train, name),
+        held_out=held_out,
         verify=verify,
         max_completion_length=512,
         instruction=asks if instruction is None else instruction,
         notes={} if extract == "tag" else {"splice": "append"},  # there is no place where the answer stands
     )
+
+
+def _apart(train: list[Row], drawn: list[Row], size: int, label: str) -> tuple[list[Row], list[Row]]:
+    """Training rows and held-out rows without a common prompt: what was drawn for the held-out side and is not in training and, where that is
+    fewer than `size` and than a fifth of all prompts, some that were, taken from the training rows."""
+    known, distinct = {prompt_key(row) for row in train}, {prompt_key(row): row for row in reversed(drawn)}
+    order = list(dict.fromkeys(prompt_key(row) for row in drawn))
+    common = [key for key in order if key in known]
+    wanted = min(size, len(known.union(order)) // 5)
+    moved = set(common[: max(0, wanted - (len(order) - len(common)))])
+    held_out = [distinct[key] for key in order if key not in known or key in moved]
+    if not held_out:
+        raise DataError(
+            f"{label}: every held-out prompt also occurs in the training prompts, and there are too few to share out"
+        )
+    return [row for row in train if prompt_key(row) not in moved], held_out
 
 
 def _gym_complaint(name: str, dataset: str, options: dict[str, Any], error: Exception) -> str:
