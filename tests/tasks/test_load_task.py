@@ -48,6 +48,32 @@ def test_reasoning_gym_uses_its_own_scorer():
     assert "<answer>" in task.to_dataset(chat=True)[0]["prompt"][0]["content"]
 
 
+def test_a_generator_of_few_questions_is_shared_out():
+    """About 180 sums of two digits: training and held-out rows draw nearly the same ones, and neither side may have the other's."""
+    pytest.importorskip("reasoning_gym")
+    few = load_task("reasoning-gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1")
+    train, held_out = [row["prompt"] for row in few.train], [row["prompt"] for row in few.held_out]
+    assert not set(train) & set(held_out) and len(set(held_out)) == len(held_out)
+    assert 0.15 < len(held_out) / len({*train, *held_out}) <= 0.21 and len(train) > 350
+    many = load_task("reasoning-gym:chain_sum", train_size=64, held_out_size=16)
+    assert (len(many.train), len(many.held_out)) == (64, 16)  # nothing to share out
+    verdicts = few.true_success([row["answer"] for row in few.held_out], few.held_out)
+    assert not all(v.value == 1.0 for v in verdicts)  # no tag
+    tagged = [f"<answer>{row['answer']}</answer>" for row in few.held_out]
+    assert all(v.value == 1.0 for v in few.true_success(tagged, few.held_out)), "each with its own entry"
+
+
+def test_a_generator_of_one_question_cannot_be_shared_out():
+    from guerdon.tasks.adapters import _apart
+
+    row = {"prompt": "Q", "answer": "A"}
+    with pytest.raises(DataError, match="too few to share out"):
+        _apart([row], [row], 4, "x")
+    ten = [{"prompt": str(i), "answer": ""} for i in range(10)]
+    train, held_out = _apart(ten * 3, ten[5:] * 2, 8, "x")
+    assert [r["prompt"] for r in held_out] == ["5", "6"] and len(train) == 24
+
+
 def test_reasoning_gym_finds_answers_by_another_rule():
     task = load_task("reasoning-gym:chain_sum,extract=last_number,instruction=Be brief.", train_size=4, held_out_size=4)
     row = task.held_out[0]
