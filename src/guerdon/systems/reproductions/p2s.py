@@ -52,8 +52,10 @@ def reproduce(budget: Budget) -> Reproduction:
             "The paper does not say whether a suffix counts by the mean or by the sum of its tokens' log-probabilities. With the mean, the last step's "
             "log pi(y* | q, z), unbounded below, varies several times as much within a group as all other steps together, and says little about the lines "
             "of a wrong solution; both are trained.",
-            "Solutions have three lines, and the claim is tested on the sum over the suffix. Both were chosen after pilot runs on a seed that is not "
-            "among these (100), in which two lines were learned from the outcome alone about as fast and the mean did not learn.",
+            f"Solutions have {LINES} lines, and rollouts and chains are cut in as many pieces, so that a piece is a line. Lines, pieces and steps were chosen "
+            "on pilot seeds that are not among these (100 and 101), after a record with three lines, five pieces and 30 steps, in which the outcome alone was "
+            "learned nearly as fast: there the sum ended 5.5 [1.0, 11.3] points above it, 5 or more in 2 of 5 seeds, and ordered 76 % of the pairs. With five lines "
+            "neither had learned after 30 steps (seed 100).",
             "The outcome of all arms but RLPR is the task's verifier; the loss has no KL term and divides token sums by a constant. RLPR is its "
             "reward, the mean probability of the reference's tokens, without debiasing, format term and filter.",
         ],
