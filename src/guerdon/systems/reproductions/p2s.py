@@ -54,8 +54,8 @@ def reproduce(budget: Budget) -> Reproduction:
             "of a wrong solution; both are trained.",
             f"Solutions have {LINES} lines, and rollouts and chains are cut in as many pieces, so that a piece is a line. Lines, pieces and steps were chosen "
             "on pilot seeds that are not among these (100 and 101), after a record with three lines, five pieces and 30 steps, in which the outcome alone was "
-            "learned nearly as fast: there the sum ended 5.5 [1.0, 11.3] points above it, 5 or more in 2 of 5 seeds, and ordered 76 % of the pairs. With five lines "
-            "neither had learned after 30 steps (seed 100).",
+            "learned nearly as fast: there the sum ended 5.5 [1.0, 11.3] points above it, 5 or more in 2 of 5 seeds, and the mean ordered 76 % of the pairs. With five "
+            "lines neither had learned after 30 steps (seed 100).",
             "The outcome of all arms but RLPR is the task's verifier; the loss has no KL term and divides token sums by a constant. RLPR is its "
             "reward, the mean probability of the reference's tokens, without debiasing, format term and filter.",
         ],
