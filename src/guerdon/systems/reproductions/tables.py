@@ -90,7 +90,7 @@ def comparison_block(record: Mapping[str, Any], file: str) -> str:
     ]
     config, manifest = record["config"], record["manifest"]
     over = (
-        f"over {config['seeds']} seeds" if config["seeds"] > 1 else f"over {config['eval_prompts']} prompts, one seed"
+        f"over {config['seeds']} seeds" if config["seeds"] > 1 else f"over {config['eval_prompts']} rollouts, one seed"
     )
     return "\n".join(
         [
