@@ -256,7 +256,7 @@ def test_rewards_equal_a_forward_for_every_pair(lm: Any, baseline: Any, reductio
 
 
 def test_another_question_is_the_baseline_of_each(lm: Any) -> None:
-    """As many tokens of the next question's reasoning; a question alone in its batch has nothing to be compared with and says so."""
+    """As many pieces of the next question's reasoning; a question alone in its batch has nothing to be compared with and says so."""
     gold, other = "3+b5=8\n8+c4=12\n", "a7+b2=?\n"
     columns = {"answer": ["12", "12", "9"], "gold": [gold, gold, "7+b2=9\n"]}
     rollouts = tokens(
@@ -266,18 +266,19 @@ def test_another_question_is_the_baseline_of_each(lm: Any) -> None:
     tokenizer = lm.tokenizer
     ids = {text: tokenizer(text)["input_ids"] for text in (PROMPT, other, gold, "3+b5=8\n8+c4=9\n", "7+b2=9\n")}
 
-    def gain(prompt: str, own: str, stranger: str, end: int, chain: str) -> float:
+    def gain(prompt: str, own: str, stranger: str, step: int, chain: str) -> float:
         def logprob(prefix: list[int], target: list[int]) -> float:
             row = torch.tensor([ids[prompt] + prefix + target])
             values = lm.token_logprobs(row, torch.ones_like(row, dtype=torch.bool))
             return float(values[0, -len(target) :].sum())
 
         ends = [ids[chain][start:] for start, _ in equal_pieces(len(ids[chain]), 3)]
-        return max(logprob(ids[own][:end], s) - logprob(ids[stranger][:end], s) for s in ends)
+        prefix, other = (ids[text][: equal_pieces(len(ids[text]), 3)[step][1]] for text in (own, stranger))
+        return max(logprob(prefix, s) - logprob(other, s) for s in ends)
 
-    assert float(found.values[0, 1]) == pytest.approx(gain(PROMPT, "3+b5=8\n8+c4=9\n", "7+b2=9\n", 9, gold), abs=1e-4)
+    assert float(found.values[0, 1]) == pytest.approx(gain(PROMPT, "3+b5=8\n8+c4=9\n", "7+b2=9\n", 1, gold), abs=1e-4)
     assert float(found.values[2, 0]) == pytest.approx(
-        gain(other, "7+b2=9\n", "3+b5=8\n8+c4=9\n", 2, "7+b2=9\n"), abs=1e-4
+        gain(other, "7+b2=9\n", "3+b5=8\n8+c4=9\n", 0, "7+b2=9\n"), abs=1e-4
     )
     assert not found.failed.any()
     alone = scored(lm, rollouts.select(torch.tensor([0, 1])), baseline="other")["steps"]

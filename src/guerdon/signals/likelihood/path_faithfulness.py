@@ -7,8 +7,8 @@ p_i: the rollout's first i pieces; s_t: the gold chain from its piece t to its e
 the DIFFERENCE, so suffixes that are likely anyway (short or generic ones) bring nothing. Sums of log-probabilities would be ruled by
 the longest suffix; the default is the mean over the suffix's tokens.
 
-A row of placeholders is text that no model has read, and after it every sentence is unlikely: any prose beats it. `baseline="other"` puts as
-many tokens of the reasoning about ANOTHER question there, so that only what belongs to this question is paid.
+A row of placeholders is text that no model has read, and after it every sentence is unlikely: any prose beats it. `baseline="other"` puts the
+first i pieces of the reasoning about ANOTHER question there, so that only what belongs to this question is paid.
 
 It rewards resemblance to the policy's OWN chain: a likely but wrong chain, or a valid other path, is mis-ranked. All contexts of a
 batch are scored in one call, in which question, prefixes and placeholders that are common are forwarded once (`guerdon.lm.shared`).
@@ -77,8 +77,8 @@ class PathFaithfulness(Bound):
         reference: the data column with the answer; of several the first.
         steps: the segmentation of the reasoning, `segment.reasoning.EqualPieces`.
         pieces: the gold chain is cut in at most so many.
-        baseline: what a prefix is compared with: "masked" = placeholder tokens, "empty" = the question alone, "other" = the beginning of the
-            reasoning of the next row that is about another question (all of it where it is shorter).
+        baseline: what a prefix is compared with: "masked" = placeholder tokens, "empty" = the question alone, "other" = as many pieces of the
+            next row that is about another question (all of them where it has fewer).
         suffix_reduction, answer_reduction: "mean" or "sum" over tokens.
         temperature: divides the logits.
         unless: an earlier source; groups in which it reaches `threshold` in a well-formed row need no process reward.
@@ -203,8 +203,8 @@ class PathFaithfulness(Bound):
             before, pieces = rollout_pieces(rollouts, spans, row, model.tokenizer)
             suffixes = [gold.ids[start:] for start, _ in equal_pieces(len(gold.ids), self.pieces)]
             prefixes = [torch.cat([before, *pieces[: i + 1]]) for i in range(len(pieces))]
-            stands_in = self._stand_in(rollouts, spans, row, len(prefixes[-1]) - len(before), model.tokenizer)
-            bases = [torch.cat([before, stands_in[: len(prefix) - len(before)]]) for prefix in prefixes[:-1]]
+            stands_in = self._stand_in(rollouts, spans, row, pieces, model.tokenizer)
+            bases = [torch.cat([before, *stands_in[: i + 1]]) for i in range(len(pieces) - 1)]
             for context in [*prefixes[:-1], *bases]:
                 contexts += [context] * len(suffixes)
                 targets += suffixes
@@ -227,14 +227,14 @@ class PathFaithfulness(Bound):
             at += 2 * size + 1
         return found
 
-    def _stand_in(self, rollouts: Rollouts, spans: Spans, row: int, length: int, tokenizer: Any) -> Tensor:
-        """Ids, at most `length`, that take the place of a row's reasoning in what it is compared with."""
+    def _stand_in(
+        self, rollouts: Rollouts, spans: Spans, row: int, pieces: Sequence[Tensor], tokenizer: Any
+    ) -> list[Tensor]:
+        """Ids that take the place of a row's pieces in what it is compared with."""
         if self.baseline == "masked":
-            return torch.full((length,), placeholder(tokenizer), dtype=torch.long)
+            return [torch.full_like(piece, placeholder(tokenizer)) for piece in pieces]
         other = self._company(rollouts, spans, row) if self.baseline == "other" else None
-        if other is None:
-            return torch.empty(0, dtype=torch.long)
-        return torch.cat(rollout_pieces(rollouts, spans, other, tokenizer)[1])[:length]
+        return [] if other is None else rollout_pieces(rollouts, spans, other, tokenizer)[1]
 
     @staticmethod
     def _text(text: str, tokenizer: Any) -> Tensor:

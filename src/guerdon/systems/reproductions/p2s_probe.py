@@ -124,7 +124,7 @@ def generic_gains(model: Any, asked: Sequence[Item], baseline: Baseline = "maske
         stands_in = {
             "masked": torch.full((len(own),), placeholder(tokenizer), dtype=torch.long),
             "empty": own[:0],
-            "other": encode_continuation(tokenizer, asked[(i + 1) % len(asked)].steps)[: len(own)],
+            "other": encode_continuation(tokenizer, asked[(i + 1) % len(asked)].steps),
         }
         contexts += [torch.cat([before, own]), torch.cat([before, stands_in[baseline]])]
         targets += [encode_continuation(tokenizer, " " + GENERIC[i % len(GENERIC)])] * 2
