@@ -30,7 +30,7 @@ from guerdon.threads import one_thread
 
 
 def reproduce(budget: Budget) -> Reproduction:
-    """About ten minutes on one core."""
+    """About twenty minutes on one core, most of them P2S's."""
     with one_thread():
         runs = _trained(budget)
         claims = [_training_claim(runs, P2S), _training_claim(runs, MEAN), _ordering_claim(budget), *_measured(budget)]
