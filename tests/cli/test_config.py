@@ -6,6 +6,7 @@ from guerdon.cli.config import CompareConfig, RunConfig, check_same, resolve, sa
 from guerdon.cli.main import split_specs
 from guerdon.errors import ConfigError
 from guerdon.systems.spec import parse_spec
+from guerdon.tasks.arithmetic import sums
 
 
 def test_flags_win_over_the_file_and_sets_nest(tmp_path):
@@ -93,3 +94,11 @@ def test_one_comma_separated_list_of_specs():
 
 def test_slugs_are_folder_names():
     assert slug("pure:credit=sum,prm=a/b") == "pure-credit-sum-prm-a-b"
+
+
+def test_few_held_out_questions_are_told_before_the_run():
+    from guerdon.cli.train import questions_line
+
+    task = sums(train_size=20, held_out_size=5)
+    assert questions_line(task, samples=5) == "sums: 20 questions to train on, 5 held out"
+    assert questions_line(task, samples=128).endswith("takes 128 samples, so it asks them more than once")

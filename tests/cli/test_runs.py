@@ -89,6 +89,12 @@ def test_a_stopped_run_goes_on_with_the_same_command(stop, code, status, policy,
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert (tmp_path / "run" / "policy" / "config.json").exists()
 
+    counts = json.loads((tmp_path / "run" / "manifest.json").read_text())["questions"]
+    assert (
+        f"{counts['train']} questions to train on, {counts['held_out']} held out" in error
+        and "more than once" not in error
+    )
+
 
 @pytest.mark.slow
 def test_a_comparison_writes_table_json_and_report_and_a_failing_arm_is_told(policy, tmp_path):

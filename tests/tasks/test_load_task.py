@@ -55,6 +55,7 @@ def test_a_generator_of_few_questions_is_shared_out():
     train, held_out = [row["prompt"] for row in few.train], [row["prompt"] for row in few.held_out]
     assert not set(train) & set(held_out) and len(set(held_out)) == len(held_out)
     assert 0.15 < len(held_out) / len({*train, *held_out}) <= 0.21 and len(train) > 350
+    assert few.questions("train") == len(set(train)) < len(train) and few.questions("held_out") == len(held_out)
     many = load_task("reasoning-gym:chain_sum", train_size=64, held_out_size=16)
     assert (len(many.train), len(many.held_out)) == (64, 16)  # nothing to share out
     verdicts = few.true_success([row["answer"] for row in few.held_out], few.held_out)

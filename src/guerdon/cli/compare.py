@@ -65,7 +65,7 @@ def compare_systems(
 def _prepare(config: CompareConfig, *, quiet: bool, console: Console) -> None:
     """Find typing errors in any system, then build the first: what all arms share (the starting policy) is made and cached here.
     A model that only later systems need is made by the first arm that needs it, while other arms run already."""
-    from guerdon.cli.train import hush, resolve_parts
+    from guerdon.cli.train import hush, questions_line, resolve_parts
     from guerdon.systems.context import check_spec
 
     hush()
@@ -73,7 +73,9 @@ def _prepare(config: CompareConfig, *, quiet: bool, console: Console) -> None:
         check_spec(system)
     if not quiet:
         console.print("preparing the task and the starting policy", highlight=False)
-    resolve_parts(config.runs()[0])
+    parts = resolve_parts(config.runs()[0])
+    if not quiet:
+        console.print(questions_line(parts.task, config.eval_prompts), highlight=False, soft_wrap=True)
 
 
 def _tell(config: CompareConfig, arms: Sequence[Arm], json_out: Path | None, *, quiet: bool, console: Console) -> None:

@@ -62,7 +62,11 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
     hush()
     try:
         parts = resolve_parts(config)
-        write_manifest(folder, description=str(parts.system), policy=str(parts.policy))
+        write_manifest(
+            folder, description=str(parts.system), policy=str(parts.policy), questions=count_questions(parts.task)
+        )
+        if not quiet:
+            console.print(questions_line(parts.task, config.eval_prompts), highlight=False, soft_wrap=True)
         started = time.monotonic()
         status = _train(config, parts, folder, quiet=quiet, console=console)
     except BaseException as error:
@@ -88,6 +92,22 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
         print_table(summarise([folder]), console)
         console.print(f"report: {write_report(folder)}")
     return read_manifest(folder)
+
+
+def count_questions(task: Task) -> dict[str, int]:
+    """Different prompts of both sides."""
+    return {"train": task.questions("train"), "held_out": task.questions("held_out")}
+
+
+def questions_line(task: Task, samples: int) -> str:
+    """What there is to learn from and to be measured on, for a reader who is about to wait.
+
+    samples: rollouts of a measurement; with fewer held-out prompts some are asked more than once, which its intervals do not know of.
+    """
+    counts = count_questions(task)
+    line = f"{task.name}: {counts['train']} questions to train on, {counts['held_out']} held out"
+    short = counts["held_out"] < samples
+    return line + (f"; a measurement takes {samples} samples, so it asks them more than once" if short else "")
 
 
 def resolve_parts(config: RunConfig) -> Parts:

@@ -72,6 +72,10 @@ class Task:
                 f"{example!r}; true success would be measured on what was trained. Remove the duplicates."
             )
 
+    def questions(self, split: Literal["train", "held_out"] = "train") -> int:
+        """The number of different prompts of a split; rows may repeat one, as small generators do."""
+        return len({prompt_key(row) for row in (self.train if split == "train" else self.held_out)})
+
     def true_success(self, completions: Sequence[str], rows: Sequence[Row]) -> list[Verdict]:
         """The verifier's verdict on every completion; completions[i] answers rows[i]."""
         if len(completions) != len(rows):
