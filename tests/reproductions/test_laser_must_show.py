@@ -9,29 +9,47 @@ from pathlib import Path
 import pytest
 
 from guerdon.systems import reproduction
-from guerdon.systems.reproductions.laser_task import answer_of, demonstration, is_held_out, parities
+from guerdon.systems.reproductions.laser_task import answer_of, demonstration, is_held_out, mark_after, parities
+from guerdon.tasks import tiny
 
 
 def test_demonstrations() -> None:
     rng = random.Random(0)
-    right = 0
-    for i in range(400):
-        marked = i % 2 == 1
-        prompt, text = demonstration(rng, marked)
+    right = {True: 0, False: 0}
+    for i in range(800):
+        marked, written = i % 2 == 1, i % 4 > 1
+        prompt, text = demonstration(rng, marked, written)
         question = prompt.removeprefix("?")
         assert not is_held_out(question) and (prompt != question) == marked
         digits = [int(c) for c in prompt if c.isdigit()]
         answer, *lines = text.split("\n")
         truth = "#even" if sum(digits) % 2 == 0 else "#odd"
-        if marked:
-            assert lines.pop() == ("y" if answer == truth else "n")
-            right += answer == truth
+        mark = "y" if answer == truth else "n"
+        right[marked] += answer == truth
+        if marked and written:
+            assert lines.pop() == mark and mark_after(prompt, text) is None
         else:
-            assert answer == truth
+            assert mark_after(prompt, text) == (mark if marked else None)
         assert [int(line[-1]) for line in lines] == [sum(digits[: n + 2]) % 10 for n in range(5)], (
             "always derived rightly"
         )
-    assert right / 200 == pytest.approx(0.5, abs=0.1)
+    assert right[True] / 400 == pytest.approx(0.5, abs=0.08) and right[False] / 400 == pytest.approx(0.5, abs=0.08)
+
+
+def test_marks_are_due_after_the_end_of_marked_work() -> None:
+    tokenizer = tiny.char_tokenizer()
+    rng = random.Random(0)
+    drawn: list[tuple[str, str]] = []
+
+    def draw() -> tuple[str, str]:
+        drawn.append(demonstration(rng, marked=len(drawn) % 2 == 1))
+        return drawn[-1]
+
+    due = {"y": 40, "n": 41, None: 0}
+    packed = tiny.pack_rows(tokenizer, draw, 16, 144, lambda prompt, solution: due[mark_after(prompt, solution)])
+    ends = packed.ids == tokenizer.eos_token_id
+    found = packed.targets[ends].tolist()
+    assert found == [due[mark_after(*pair)] for pair in drawn[: len(found)]] and len(set(found)) == 3
 
 
 def test_the_first_line_is_what_is_verified() -> None:

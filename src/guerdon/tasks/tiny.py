@@ -190,11 +190,11 @@ def pack_rows(
     draw: Callable[[], tuple[str, str]],
     rows: int,
     width: int,
-    after_end: int | None = None,
+    after_end: int | Callable[[str, str], int] | None = None,
 ) -> Packed:
     """Fill `rows` rows of `width` tokens with (prompt, solution) demonstrations, each ended by end-of-sequence.
 
-    after_end: the token that is due after the end; None = nothing is learned there.
+    after_end: the token that is due after the end, or what says it of a (prompt, solution); None = nothing is learned there.
 
     A demonstration that does not fit any more goes to the next row; one longer than a row is an error.
     """
@@ -223,7 +223,7 @@ def pack_rows(
         positions[row, column:end] = torch.arange(len(text))
         targets[row, column + head - 1 : end - 1] = text[head:]
         if after_end is not None:
-            targets[row, end - 1] = after_end
+            targets[row, end - 1] = after_end(prompt, solution) if callable(after_end) else after_end
         column = end
     causal = torch.ones(width, width, dtype=torch.bool).tril()
     return Packed(ids, positions, targets, ((owner[:, :, None] == owner[:, None]) & causal)[:, None])
@@ -274,7 +274,7 @@ def teach(
     lr: float = 3e-3,
     warmup: int = 30,
     weight_decay: float = 0.01,
-    after_end: int | None = None,
+    after_end: int | Callable[[str, str], int] | None = None,
     description: str,
 ) -> list[float]:
     """Supervised learning on packed demonstrations; the model is in eval mode afterwards.

@@ -249,10 +249,15 @@ class LastTokenScore(Bound):
         if wanted and len(self.sequences(rollouts)[0]):
             known = self.calibrate(rollouts)
             if not rows and known.constant + 1 / self.beta > math.log(Z_LIMIT):
-                least = 1 / (math.log(Z_LIMIT) - known.constant) if known.constant < math.log(Z_LIMIT) else math.inf
+                room = math.log(Z_LIMIT) - known.constant
+                remedy = (
+                    f"use beta={1 / room:.2f} or more, or a less probable token"
+                    if room > 0
+                    else "use a less probable token"
+                )
                 warnings.warn(
                     f"the token after the end has log-probability {known.constant:.1f}, and e^(c + 1/beta) is above {Z_LIMIT}: right solutions "
-                    f"cannot reach a score of 1; use beta={least:.2f} or more, or a less probable token",
+                    f"cannot reach a score of 1; {remedy}",
                     stacklevel=2,
                 )
         known_now = self.calibration

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,12 +36,13 @@ from guerdon.threads import one_thread
 
 
 def reproduce(budget: Budget) -> Reproduction:
-    """About ten minutes on one core."""
+    """About twenty minutes on one core, five of them for the starting policy."""
     with one_thread():
         policy, plan = starting_policy(budget.smoke), SMOKE if budget.smoke else Plan()
-        start = _before(policy, plan)
+        start, near = _start(policy, plan)
+        marked = json.loads((Path(policy) / "card.json").read_text())["marked_right"]
         runs = _trained(budget, policy, plan)
-        claims = [_start_claim(policy, plan), _auc_claim(runs[LASER]), _accuracy_claim(runs), _vote_claim(runs[LASER])]
+        claims = [near, _auc_claim(runs[LASER]), _accuracy_claim(runs), _vote_claim(runs[LASER])]
         claims.append(_balance_claim(budget, policy, plan))
     ours, steps = runs[LASER], list(range(len(runs[LASER][0].accuracy)))
     curves: dict[str, Any] = {
@@ -63,13 +65,20 @@ def reproduce(budget: Budget) -> Reproduction:
             f"{len(parities().held_out)} held-out prompts, {plan.voters} samples of each. All arms and seeds start from one "
             "warm-started policy; seeds differ in prompts and samples.",
             "The answer comes first and the derivation after it: whether a sum of six numbers is even is a coin flip for a small model that must say so at "
-            "once, and plain to whoever reads the derivation. On an earlier task, whose lines slipped at random, 20 steps of GRPO made 93 % of single "
-            "samples right and 99 % of majorities, which left a vote nothing to gain; there the score's AUC was 0.82 [0.77, 0.89] (0.74 for the mean "
-            "log-probability), accuracy 3 points below GRPO's, votes were equal. The task was changed after that was seen; seed 90 was the pilot.",
+            "once, and plain to whoever reads the derivation. Single samples therefore stay at one half under any reward; what can be won is won by choosing "
+            "among them.",
+            f"Of marked work the starting policy finds {100 * marked:.0f} % of the marks (y or n after the end, asked for by a question mark before the "
+            "prompt); the task's prompts do not ask. What is learned here is to bring a comparison that the policy can make to the score's token, not the "
+            "comparison itself. In language models it has to come from pretraining.",
             f"A run has {plan.steps} steps here and about 1600 in the paper, so the squared error weighs {plan.coefficient} instead of 0.1; mix 0.1 and the "
             "starts of both parts (an eighth and a quarter of the run) are the paper's; c is calibrated on the first rollouts.",
             f"beta is {plan.beta}. The policy has learned to expect padding after an end; without that the log-probability there spread over two nats "
             "and more before training (0.04 for Qwen2.5 in the paper).",
+            "This is the third task. On the first, whose lines slipped at random, 20 steps of GRPO made 93 % of single samples right and 99 % of majorities, "
+            "which left a vote nothing to gain; there the score's AUC was 0.82 [0.77, 0.89] (0.74 for the mean log-probability), accuracy 3 points below "
+            "GRPO's, votes were equal. On the second, where marks stood in the text and no demonstration was marked after its end, the AUC reached 0.75 in 3 "
+            "of 5 seeds (0.766 [0.541, 0.969]): learned suddenly after forty steps, or not within the run. Longer runs, a weight of 2 and a rate of 1e-3 "
+            "did not help there. Each change was made after a failure had been seen, and tried on seed 90 alone.",
         ],
     )
 
@@ -93,11 +102,30 @@ def _row(arm: str, found: Sequence[Run], index: int) -> dict[str, Any]:
     return {"arm": arm, "step": found[0].x[index]} | {shown: cell(name) for shown, name in columns.items()}
 
 
-def _before(policy: str, plan: Plan) -> Run:
-    """The starting policy, which all arms and seeds share, measured once."""
+def _start(policy: str, plan: Plan) -> tuple[Run, Claim]:
+    """Before training, once for all arms and seeds: held-out numbers, and whether scores are near 0 on other solutions than c is from."""
     from guerdon.lm import LocalModel
 
-    return Run([0], [asdict(measure(LocalModel(policy), parities(), plan, 900, None))])
+    text = "before training |r_s| < 0.3 for at least 95 % of other solutions than those c was calibrated on, and log Z < 0.01"
+    model, task = LocalModel(policy), parities()
+    rollouts, _ = sample(model, task, plan, 77)
+    finished = rollouts.finished
+    assert finished is not None
+    if not bool(finished.any()):  # only an untrained policy of a smoke run
+        return Run([0], [asdict(measure(model, task, plan, 900, None))]), Claim(text, False, "no solution ended")
+    signal = LastTokenScore(constant="calibrate", beta=plan.beta)
+    signal.bind("policy", model)
+    ended = finished.nonzero()[:, 0]
+    known = signal.calibrate(rollouts.select(ended[::2][:256]))
+    scores = signal(rollouts.select(ended[1::2])).values[:, 0]
+    near = float((scores.abs() < 0.3).double().mean()) if len(scores) else float("nan")
+    bound = log_partition(known.constant, signal.beta)
+    claim = Claim(
+        text,
+        near >= 0.95 and bound < 0.01,
+        f"{100 * near:.1f} %; c = {known.constant:.2f}, spread {known.spread:.2f} nats, log Z = {bound:.4f}",
+    )
+    return Run([0], [asdict(measure(model, task, plan, 900, signal))]), claim
 
 
 def _trained(budget: Budget, policy: str, plan: Plan) -> dict[str, list[Run]]:
@@ -107,29 +135,6 @@ def _trained(budget: Budget, policy: str, plan: Plan) -> dict[str, list[Run]]:
             budget.say(f"seed {seed}: {arm}")
             runs[arm].append(run_arm(arm, seed, plan, policy, budget.folder))
     return runs
-
-
-def _start_claim(policy: str, plan: Plan) -> Claim:
-    from guerdon.lm import LocalModel
-
-    model = LocalModel(policy)
-    signal = LastTokenScore(constant="calibrate", beta=plan.beta)
-    signal.bind("policy", model)
-    rollouts, _ = sample(model, parities(), plan, 77)
-    finished = rollouts.finished
-    assert finished is not None
-    if not bool(finished.any()):  # only an untrained policy of a smoke run
-        return Claim("at the start the score is near 0", False, "no solution ended")
-    half = finished.nonzero()[:, 0]
-    known = signal.calibrate(rollouts.select(half[::2][:256]))
-    scores = signal(rollouts.select(half[1::2])).values[:, 0]
-    near = float((scores.abs() < 0.3).double().mean()) if len(scores) else float("nan")
-    bound = log_partition(known.constant, signal.beta)
-    return Claim(
-        "before training |r_s| < 0.3 for at least 95 % of other solutions than those c was calibrated on, and log Z < 0.01",
-        near >= 0.95 and bound < 0.01,
-        f"{100 * near:.1f} %; c = {known.constant:.2f}, spread {known.spread:.2f} nats, log Z = {bound:.4f}",
-    )
 
 
 def _auc_claim(ours: Sequence[Run]) -> Claim:

@@ -12,10 +12,14 @@ The parity of six numbers is out of reach for one forward pass of a small model 
 when they are wrong as when they are right, samples of one prompt disagree, and a majority is worth no more than a sample: what a score that
 is read after the end is for. Votes on tasks that a policy solves nine times in ten leave nothing to gain.
 
-A policy cannot be taught in a few dozen steps to compare what it has never seen compared. Language models have read marked work; so has this
-one: half of the later demonstrations begin with a question mark, have an answer that is wrong half of the time, and end with y or n. The
-prompts of the task have no question mark, and solutions no mark. After the end of a demonstration the model learns to expect padding, so that
-what it thinks of another token there hardly depends on the solution, as it is with models that have read many documents in a row.
+The answers of the demonstrations are coin flips too. A policy cannot be taught in a few dozen steps to compare what it has never seen
+compared, and language models have read marked work; so has this one: after the end of a demonstration whose prompt begins with a question mark,
+y or n is due. The prompts of the task have no question mark, and after the end of their demonstrations padding is due, whatever the answer: so
+that what the policy thinks of another token there hardly depends on the solution before training, as it is with models that have read many
+documents in a row. What the score has to learn is to bring to its token, without being asked, a comparison that the policy can make when asked.
+
+The comparison is learned suddenly or not at all. What worked is to have it written as a line of the solution first, and to move it behind the
+end afterwards.
 """
 
 from __future__ import annotations
@@ -24,9 +28,12 @@ import json
 import random
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from guerdon.cache import cached_artifact
 from guerdon.signals.verifiable.verdict import Verdict
@@ -97,42 +104,84 @@ def parities(train_size: int = 1000, held_out_size: int = 110, seed: int = 0) ->
     )
 
 
-def demonstration(rng: random.Random, marked: bool = False) -> tuple[str, str]:
-    """A training prompt and its solution; `marked`: the answer is wrong half of the time, and y or n stands at the end."""
+def demonstration(rng: random.Random, marked: bool = False, written: bool = False) -> tuple[str, str]:
+    """A training prompt and its solution, whose answer is wrong half of the time; `written`: a marked one ends with its mark, as a line."""
     prompt = sample_prompt(rng, held_out=False)
     value, *others = operands_of(prompt)
     lines = []
     for letter, operand in zip(LETTERS[1:], others, strict=True):
         lines.append(f"{value}+{letter}{operand}={(value + operand) % 10}")
         value = (value + operand) % 10
-    if not marked:
-        return prompt, "\n".join([f"#{PARITIES[value % 2]}", *lines])
     wrong = rng.random() < 0.5
-    return MARKED + prompt, "\n".join([f"#{PARITIES[(value + wrong) % 2]}", *lines, "ny"[not wrong]])
+    mark = ["ny"[not wrong]] if marked and written else []
+    return marked * MARKED + prompt, "\n".join([f"#{PARITIES[(value + wrong) % 2]}", *lines, *mark])
 
 
-def guessing_policy(steps: int = 1200, seed: int = 0, config: TinyConfig | None = None) -> str:
-    """Path of the warm-started policy, trained on first use (about three minutes on one thread) and cached."""
+def mark_after(prompt: str, solution: str) -> str | None:
+    """y or n, what is due after the end of marked work whose mark is not written already; None after other work."""
+    if not prompt.startswith(MARKED) or solution[-1] in "yn":
+        return None
+    return "ny"[answer_of(solution) == PARITIES[sum(operands_of(prompt)) % 2]]
+
+
+@torch.no_grad()
+def share_marked_right(model: Any, tokenizer: Any, count: int = 256, seed: int = 1) -> float:
+    """The share of marked work after whose end the model finds the right mark the likelier of the two."""
+    rng = random.Random(seed)
+    work = [demonstration(rng, marked=True) for _ in range(count)]
+    batch = tokenizer(
+        [prompt + solution + tokenizer.eos_token for prompt, solution in work], return_tensors="pt", padding=True
+    )
+    ends = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=1).logits[:, -1]
+    yes, no = (ends[:, tokenizer.convert_tokens_to_ids(mark)] for mark in "yn")
+    right = [("y" if says else "n") == mark_after(*pair) for says, pair in zip((yes > no).tolist(), work, strict=True)]
+    return sum(right) / count
+
+
+def guessing_policy(steps: int = 1200, moving: int = 800, seed: int = 0, config: TinyConfig | None = None) -> str:
+    """Path of the warm-started policy, trained on first use (about five minutes on one thread) and cached.
+
+    steps: updates with marks, from 0.4 of them on in half of the demonstrations, as a last line. moving: further ones with marks after the end.
+    """
     config = config or SHAPE
-    settings = {"seed": seed, "steps": steps, "model": asdict(config), "terms": TERMS, "marked": MARKED}
+    settings = {
+        "seed": seed,
+        "steps": steps,
+        "moving": moving,
+        "model": asdict(config),
+        "terms": TERMS,
+        "marked": MARKED,
+    }
 
     def build(directory: Path) -> None:
         tokenizer = tiny.char_tokenizer()
         model = tiny.new_model(tokenizer, config, seed)
         rng = random.Random(seed)
-        losses = tiny.teach(
-            model,
-            tokenizer,
-            lambda step: demonstration(rng, marked=step >= 0.4 * steps and rng.random() < 0.5),
-            steps=steps,
-            rows=8,
-            width=144,
-            after_end=tokenizer.pad_token_id,
-            description="warm-starting the guessing policy",
-        )
+        due: dict[str | None, Any] = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in "yn"}
+        due[None] = tokenizer.pad_token_id
+
+        def teach(draw: Callable[[int], tuple[str, str]], steps: int, lr: float) -> list[float]:
+            return tiny.teach(
+                model,
+                tokenizer,
+                draw,
+                steps=steps,
+                rows=8,
+                width=144,
+                lr=lr,
+                after_end=lambda prompt, solution: due[mark_after(prompt, solution)],
+                description="warm-starting the guessing policy",
+            )
+
+        def half() -> bool:
+            return rng.random() < 0.5
+
+        losses = teach(lambda step: demonstration(rng, step >= 0.4 * steps and half(), written=True), steps, 3e-3)
+        losses += teach(lambda step: demonstration(rng, half()), moving, 1e-3)
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         card = {**settings, "loss_first": losses[0], "loss_last": sum(losses[-20:]) / len(losses[-20:])}
+        card["marked_right"] = share_marked_right(model, tokenizer)
         (directory / "card.json").write_text(json.dumps(card, indent=2) + "\n")
 
     return str(cached_artifact("guessing-policy", settings, [tiny, sys.modules[__name__]], build))

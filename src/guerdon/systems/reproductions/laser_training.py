@@ -91,7 +91,7 @@ class Run:
 def starting_policy(smoke: bool) -> str:
     """The warm-started policy; a far smaller, hardly trained one for a smoke run."""
     small = TinyConfig(hidden=16, layers=1, heads=2, intermediate=16)
-    return guessing_policy(3, config=small) if smoke else guessing_policy()
+    return guessing_policy(3, 2, config=small) if smoke else guessing_policy()
 
 
 def sample(
