@@ -12,16 +12,28 @@ from typing import Any
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions.csr_tabular import mode_mass
 from guerdon.systems.reproductions.csr_task import starting_policy
-from guerdon.systems.reproductions.csr_training import ARMS, CORRECT, CSR, SMOKE, SPOKEN, Plan, Run, run_arm
+from guerdon.systems.reproductions.csr_training import (
+    ARMS,
+    CORRECT,
+    CSR,
+    RAW_CORRECT,
+    RAW_CSR,
+    SMOKE,
+    SPOKEN,
+    Plan,
+    Run,
+    run_arm,
+)
 from guerdon.systems.reproductions.short_answers import SMOKE_START, Start
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
 from guerdon.threads import one_thread
 
+PAIRS = ((CSR, CORRECT), (RAW_CSR, RAW_CORRECT))  # an arm and its baseline
 Masses = Mapping[tuple[bool, float], Sequence[float]]
 
 
 def reproduce(budget: Budget) -> Reproduction:
-    """Some three minutes on one core."""
+    """About twenty-five minutes on one core."""
     with one_thread():
         runs, masses = _trained(budget), _masses(budget)
     first, plan = runs[CORRECT][0], Plan()
@@ -29,9 +41,9 @@ def reproduce(budget: Budget) -> Reproduction:
         slug="csr",
         claim="Paid for agreeing where right and fined where wrong, a policy is sure of what it knows and unsure of the rest.",
         claims=[
-            _lower("ECE", lambda run: run.ece[-1], runs),
-            _lower("AUROC", lambda run: -run.auroc[-1], runs),
-            _accuracy(runs),
+            *[_lower("ECE", lambda run: run.ece[-1], runs, *pair) for pair in PAIRS],
+            *[_lower("AUROC", lambda run: -run.auroc[-1], runs, *pair) for pair in PAIRS],
+            *[_accuracy(runs, *pair) for pair in PAIRS],
             *[_mode(masses, by_std) for by_std in (True, False)],
         ],
         seeds=budget.seed_list(5),
@@ -44,6 +56,9 @@ def reproduce(budget: Budget) -> Reproduction:
             f"ECE {first.ece[0]:.3f}, AUROC {first.auroc[0]:.3f}); seeds differ in prompts and samples.",
             "ECE, AUROC and Brier take the share of the most frequent answer as its confidence, for every arm; 'spoken' takes the digit the policy "
             "writes beside its answer, which only the last arm is paid for. 'habit' is the mass of the habitual answer without evidence.",
+            "Where all of a group is wrong, division by the group's std makes the fine for agreement as loud as a right answer, whatever lam is (0.2 in place "
+            "of 0.5 cost as much accuracy on a pilot seed). Those steps reach the questions that have evidence through shared weights. The arms that are "
+            "not divided were added after the accuracy claim had failed with division in a first record of 3 seeds; seed 90 was their pilot.",
             "The paper's formulas are not public: the agreement, its weight 0.5 and its peers are guesses at them; answers are equal as strings.",
             "No model of entailment or embedder was needed: answers here are digits. The paper's questions and its 3B to 8B policies were not run.",
         ],
@@ -84,26 +99,31 @@ def _row(arm: str, found: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _lower(name: str, of: Callable[[Run], float], runs: Mapping[str, Sequence[Run]]) -> Claim:
-    """`of` is lower under CSR than under correctness only."""
-    better = [of(a) < of(b) for a, b in zip(runs[CSR], runs[CORRECT], strict=True)]
+def _lower(name: str, of: Callable[[Run], float], runs: Mapping[str, Sequence[Run]], ours: str, baseline: str) -> Claim:
+    """`of` is lower under CSR than under its baseline."""
+    better = [of(a) < of(b) for a, b in zip(runs[ours], runs[baseline], strict=True)]
     ends = {arm: over_seeds([abs(of(run)) for run in runs[arm]], 3) for arm in ARMS}
     word = "lower" if name == "ECE" else "higher"
+    spoken = f"; spoken confidence's arm {ends[SPOKEN]}" if ours == CSR else ""
     return Claim(
-        f"held-out {name} is {word} under CSR than under correctness only, in at least 4 of 5 seeds",
+        f"{_how(ours)}held-out {name} is {word} under CSR than under correctness only, in at least 4 of 5 seeds",
         enough(better),
-        f"{held_in(better)}; {ends[CSR]} against {ends[CORRECT]}; spoken confidence's arm {ends[SPOKEN]}",
+        f"{held_in(better)}; {ends[ours]} against {ends[baseline]}{spoken}",
     )
 
 
-def _accuracy(runs: Mapping[str, Sequence[Run]]) -> Claim:
-    gaps = [a.accuracy[-1] - b.accuracy[-1] for a, b in zip(runs[CSR], runs[CORRECT], strict=True)]
+def _accuracy(runs: Mapping[str, Sequence[Run]], ours: str, baseline: str) -> Claim:
+    gaps = [a.accuracy[-1] - b.accuracy[-1] for a, b in zip(runs[ours], runs[baseline], strict=True)]
     mean = sum(gaps) / len(gaps)
     return Claim(
-        "accuracy where there is evidence is within 2 points of correctness only, on average",
+        f"{_how(ours)}accuracy where there is evidence is within 2 points of correctness only, on average",
         abs(mean) <= 0.02,
         f"difference {over_seeds(gaps, 3)}",
     )
+
+
+def _how(arm: str) -> str:
+    return "advantages not divided by the std: " if arm == RAW_CSR else ""
 
 
 def _mode(masses: Masses, by_std: bool) -> Claim:

@@ -18,13 +18,14 @@ from guerdon.signals.text import text_signal
 from guerdon.system import System
 from guerdon.systems.context import TaskReward
 from guerdon.systems.csr import csr
-from guerdon.systems.outcome import grpo
+from guerdon.systems.outcome import dr_grpo, grpo
 from guerdon.systems.reproductions.arm import kept_run
 from guerdon.systems.reproductions.csr_task import HABIT, answer_of, look_ups, said
 from guerdon.systems.reproductions.short_answers import SMOKE, Plan, train
 from guerdon.tasks.base import Task
 
 CORRECT, CSR, SPOKEN = "correctness only", "CSR, lam 0.5", "correctness - (spoken confidence - correctness)²"
+RAW_CORRECT, RAW_CSR = "correctness only, not divided by the std", "CSR, lam 0.5, not divided by the std"
 
 
 def _spoken(task: Task) -> System:
@@ -39,6 +40,8 @@ ARMS: dict[str, Callable[[Task], System]] = {
     CORRECT: lambda task: grpo(verifier=TaskReward(task), eps=1e-6),
     CSR: lambda task: csr(verifier=TaskReward(task), extract=answer_of),
     SPOKEN: _spoken,
+    RAW_CORRECT: lambda task: dr_grpo(verifier=TaskReward(task)),
+    RAW_CSR: lambda task: csr(verifier=TaskReward(task), extract=answer_of, norm_by_std=False),
 }
 
 
@@ -113,4 +116,4 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
     return Run(**kept_run(folder, f"{arm}-{seed}", asked, make))
 
 
-__all__ = ["ARMS", "CORRECT", "CSR", "SMOKE", "SPOKEN", "Measure", "Plan", "Run", "run_arm"]
+__all__ = ["ARMS", "CORRECT", "CSR", "RAW_CORRECT", "RAW_CSR", "SMOKE", "SPOKEN", "Measure", "Plan", "Run", "run_arm"]
