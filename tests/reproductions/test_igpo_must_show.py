@@ -252,6 +252,6 @@ def test_the_reproduction_runs_to_its_record(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("GUERDON_CACHE", str(tmp_path / "cache"))
     result = reproduce(Budget(smoke=True, folder=tmp_path / "runs"))
     assert len(list((tmp_path / "runs").glob("*.json"))) == 4, "the trained runs are kept"
-    assert len(result.claims) == 6 and len(result.table) == 8 and list(result.seeds) == [0, 1]
+    assert len(result.claims) == 7 and len(result.table) == 9 and list(result.seeds) == [0, 1]
     record = json.loads(save(result, tmp_path, command="", seconds=1.0, versions={}).read_text())
     assert record["figure"] == "igpo.svg" and (tmp_path / "igpo.svg").exists()

@@ -219,6 +219,20 @@ def test_joint_normalisation_and_gamma_are_the_vector_function() -> None:
             assert advantages[row, tokens].tolist() == pytest.approx(values.tolist(), abs=1e-5)
 
 
+def test_gains_too_alike_teach_nothing_under_a_floor_and_the_outcome_still_does() -> None:
+    rollouts = ragged([(1, 1), (1, 0)], [(1, 1), (1, 0)])
+    noise = Gains([[0.00001], [0.00002]])
+    plain = igpo(information_gain=noise, outcome=Outcomes([0.0, 0.0]))(rollouts)
+    assert plain.advantages[1, 0] > 0.6, "the paper's z-score makes much of little"
+    floored = igpo(information_gain=noise, outcome=Outcomes([0.0, 1.0]), flat_below=0.05)(rollouts)
+    win = 0.5 / (math.sqrt(0.5) + 1e-6)
+    assert floored.advantages[:, 0].tolist() == pytest.approx([-win, win]), "the same for both turns: the outcome alone"
+    found = igpo(information_gain=Gains([[0.0], [0.5]]), outcome=Outcomes([0.0, 0.0]), flat_below=0.05)(rollouts)
+    assert found.advantages[1, 0] > 0.6
+    with pytest.raises(ConfigError, match="z-scored by themselves"):
+        igpo(flat_below=0.05, normalization="joint")
+
+
 def test_a_group_without_gains_and_one_where_all_fail() -> None:
     nobody_searched = igpo(information_gain=Gains([[], []]), outcome=Outcomes([1.0, 0.0]))(ragged([(2, 0)], [(1, 0)]))
     win = 0.5 / (math.sqrt(0.5) + 1e-6)

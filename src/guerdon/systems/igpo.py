@@ -63,6 +63,7 @@ def igpo(
     gamma: float | None = None,
     std: Literal["sample", "population"] = "sample",
     eps: float = 1e-6,
+    flat_below: float = 0.0,
     estimator: Estimator = "turns",
     turn_header: str | None = None,
     temperature: float = 1.0,
@@ -81,6 +82,9 @@ def igpo(
         normalization: "separate" z-scores of gains and outcomes, or one "joint" z-score over all of a group's rewards.
         gamma: discount per turn, default 1; the early estimators discount per token (default 1 for "early_position", 0.5 for "early_start").
         std, eps: of the z-scores; "population" is what the official code of January 2026 uses.
+        flat_below: a group whose gains have a smaller std is not taught by them ("separate" only). The paper's z-scores have no such floor, and
+            make as much of gains of 1e-5 as of 0.5: set it, to 0.05 for probabilities, where confidences hardly move before a turn that finds
+            the answer.
         estimator: "turns" is the paper's. "early_position" and "early_start" are those of the first published code.
         turn_header: how turns are found in texts without tokens, see `segment.ByTurn`; None = runs of the policy's own tokens.
         temperature: of the scored probabilities.
@@ -103,7 +107,12 @@ def igpo(
         signals["f1"] = (
             TaggedAnswer(reference=reference, kind=kind, format_penalty=format_penalty) if tagged else outcome
         )
-    links = turn_chain(gains, None if rewards == "gain" else "f1", normalization, gamma, alpha, std, eps, estimator)
+    if flat_below and (normalization, estimator) != ("separate", "turns"):
+        raise ConfigError(
+            f"flat_below={flat_below}: gains are z-scored by themselves under normalization='separate' and estimator='turns' only"
+        )
+    paid = None if rewards == "gain" else "f1"
+    links = turn_chain(gains, paid, normalization, gamma, alpha, std, eps, estimator, flat_below=flat_below)
     if estimator == "turns":
         links.append(ToTokens(placement="whole"))
     return System(
@@ -124,6 +133,7 @@ def turn_chain(
     eps: float = 1e-6,
     estimator: Estimator = "turns",
     dtype: Literal["float32", "float64"] = "float32",
+    flat_below: float = 0.0,
 ) -> list[Any]:
     """The links from gains (one a tool turn) and outcomes (one a row) to one advantage a turn; to tokens for the early estimators."""
     if normalization not in ("separate", "joint"):
@@ -136,7 +146,8 @@ def turn_chain(
     if estimator == "turns":
         accumulate = Accumulate(credit, 1.0 if gamma is None else gamma)
         if normalization == "separate" or not join:
-            return [*[GroupNorm(name, **norm) for name in names], *onto, *join, accumulate]
+            floors = {name: flat_below if name == gains else 0.0 for name in names}
+            return [*[GroupNorm(name, flat_below=floors[name], **norm) for name in names], *onto, *join, accumulate]
         return [*onto, *join, GroupNorm(credit, **norm), accumulate]
     if estimator not in ("early_position", "early_start"):
         raise ConfigError(f"estimator={estimator!r}: use 'turns', 'early_position' or 'early_start'")

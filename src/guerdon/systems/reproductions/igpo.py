@@ -22,6 +22,8 @@ from guerdon.threads import one_thread
 
 ARMS: dict[str, Any] = {"F1 alone (GRPO)": "outcome", "gain alone": "gain", "IGPO (gain and F1)": "both"}
 BOTH, ALONE = "IGPO (gain and F1)", "F1 alone (GRPO)"
+FLOOR = 0.05
+FLOORED = f"IGPO, gains with a std under {FLOOR} left out"
 FIRST, LAST, SOLVED = 20, 20, 0.8
 TRAINED_SEEDS = 3
 KNOWN, READ = "the world", "a tiny model"
@@ -35,7 +37,8 @@ def known_arm(arm: str, seed: int, setting: Setting) -> Trace:
 
 def read_arm(arm: str, believer: Any, seed: int, setting: Setting) -> Trace:
     """One run in which a language model reads the dialogues; it is not trained, the policy over actions is."""
-    system = igpo(rewards=ARMS[arm], information_gain=believer, outcome=Outcome())
+    floor = FLOOR if arm == FLOORED else 0.0
+    system = igpo(rewards=ARMS.get(arm, "both"), information_gain=believer, outcome=Outcome(), flat_below=floor)
     return train(system, setting, seed, believer.believed)
 
 
@@ -67,14 +70,15 @@ def _reproduce(budget: Budget) -> Reproduction:
     policy = starting_policy(budget.smoke)
     model = LocalModel(policy)
     believers = [Believer(model, seed) for seed in seeds]
-    for arm in ARMS:
+    for arm in (*ARMS, FLOORED):
         budget.say(f"{arm}, confidences of a tiny model")
         runs[READ][arm] = [
             read_arm(arm, believer, seed, setting) for believer, seed in zip(believers, seeds, strict=True)
         ]
     ladders = torch.tensor([believer.ladder() for believer in believers]).mean(0).tolist()
     trained = train_arms(budget, policy)
-    claims = [*claims_of(runs[KNOWN], KNOWN), *claims_of(runs[READ], READ), *trained_claims(trained)]
+    claims = [*claims_of(runs[KNOWN], KNOWN), *claims_of(runs[READ], READ), floor_claim(runs[READ])]
+    claims += trained_claims(trained)
     if not budget.smoke:
         claims += passage_claims(budget)
     return Reproduction(
@@ -95,6 +99,9 @@ def _reproduce(budget: Budget) -> Reproduction:
             "A right answer has probability 0.02, 0.08, 0.3, 0.9 after 0 to 3 hops.",
             "The tiny model reads the dialogue of the actions, over BM25, for another question with each seed; its probability of the right answer after 0 to 3 hops: "
             f"{', '.join(f'{p:.3f}' for p in ladders)} (mean over questions).",
+            "The paper's z-score makes as much of gains of 1e-5 as of 0.5. Under this model all confidences but the last are such small numbers, and where the "
+            f"first groups to move are noise the policy settles on it. The floor of {FLOOR} was chosen on seeds 100 to 103 (0.001 and 0.01 left one of them at "
+            "0) after the plain z-score had failed in a first record; the default stays the paper's.",
             trained_note(trained),
             "A group teaches nothing under gain only if no rollout changed its confidence before its last turn, since the last turn has no gain.",
         ],
@@ -200,6 +207,16 @@ def claims_of(runs: dict[str, list[Trace]], where: str) -> list[Claim]:
             f"outcome alone in {held_in(solved_alone)} ({over_seeds([t.final(LAST) for t in alone])})",
         ),
     ]
+
+
+def floor_claim(arms: dict[str, list[Trace]]) -> Claim:
+    """What the z-score makes of noise, and that it need not."""
+    floored, plain = ([trace.final(LAST) > SOLVED for trace in arms[arm]] for arm in (FLOORED, BOTH))
+    return Claim(
+        f"confidences of {READ}, a group's gains left out where their std is under {FLOOR}: gain and outcome end with success over {SOLVED} in every seed",
+        all(floored),
+        f"{held_in(floored)} ({over_seeds([t.final(LAST) for t in arms[FLOORED]])}), {held_in(plain)} without the floor",
+    )
 
 
 def table_of(runs: dict[str, list[Trace]], where: str) -> list[dict[str, Any]]:
