@@ -18,18 +18,19 @@ from guerdon.signals.likelihood.last_token import LastTokenScore
 
 @dataclass(frozen=True)
 class Balance:
-    """steps updates on batches of `right` + `wrong` rollouts of training prompts; f1 on held-out ones."""
+    """steps updates on batches of `right` + `wrong` rollouts of training prompts; f1 on held-out ones after every `every` of them."""
 
     steps: int = 40
+    every: int = 5
     right: int = 54
     wrong: int = 6
     lr: float = 3e-4
 
 
-SMOKE = Balance(steps=2, right=3, wrong=1)
+SMOKE = Balance(steps=2, every=1, right=3, wrong=1)
 
 
-def f1_after_regression(
+def f1_during_regression(
     path: str,
     rollouts: Rollouts,
     correct: Tensor,
@@ -39,8 +40,8 @@ def f1_after_regression(
     *,
     balance: bool,
     beta: float,
-) -> float:
-    """Train the score of the policy at `path` by the regression alone; returns its verification f1 on the held-out rollouts.
+) -> list[float]:
+    """Train the score of the policy at `path` by the regression alone; returns its verification f1 on the held-out rollouts along the way.
 
     Args:
         rollouts, correct: what batches are drawn from, [B] 1 right and 0 wrong.
@@ -57,7 +58,8 @@ def f1_after_regression(
     optimizer = torch.optim.AdamW(model.model.parameters(), lr=plan.lr, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     pools = [correct.nonzero()[:, 0], (1 - correct).nonzero()[:, 0]]
-    for _ in range(plan.steps):
+    found = []
+    for step in range(1, plan.steps + 1):
         rows = torch.cat(
             [
                 pool[torch.randint(len(pool), (count,), generator=generator)]
@@ -65,13 +67,13 @@ def f1_after_regression(
             ]
         )
         loss, _metrics = objective({}, _batch(rollouts.select(rows), correct[rows]))
-        if not loss.requires_grad:  # none of these rollouts ended
-            continue
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    scores = signal(held_out[0]).values[:, 0].tolist()
-    return verification_metrics(scores, held_out[1]).f1
+        if loss.requires_grad:  # some of these rollouts ended
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if step % plan.every == 0:
+            found.append(verification_metrics(signal(held_out[0]).values[:, 0].tolist(), held_out[1]).f1)
+    return found
 
 
 def _batch(rollouts: Rollouts, correct: Tensor) -> ObjectiveBatch:
