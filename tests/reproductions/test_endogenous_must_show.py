@@ -53,7 +53,7 @@ def test_the_reproduction_runs_and_is_recorded(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "_measured", lambda budget: [])  # the 135M model is measured in the reproduction itself
     budget = reproduction.Budget(seeds=1, smoke=True, folder=tmp_path / "runs", say=lambda _: None)
     result = module.reproduce(budget)
-    assert list(result.seeds) == [0] and len(result.table) == 7 and len(result.claims) == 3
+    assert list(result.seeds) == [0] and len(result.table) == 8 and len(result.claims) == 3
     for curve in result.curves.values():
         assert curve["x"] == [5, 10] and [len(line) for line in curve["y"]] == [2]
     assert module.reproduce(budget).table == result.table, "finished worlds are read back"

@@ -1,5 +1,5 @@
-"""EndoRM's claims: a model trained on its own endogenous reward loses less to errors that compound than an imitator; done twice, it adds nothing;
-and the reward of an instruct model of 135M parameters prefers fluent answers and follows a criterion (`endogenous_probe`).
+"""EndoRM's claims: a model trained on its own endogenous reward loses less to errors that compound than an imitator; a second extraction adds
+nothing; the reward of an instruct model of 135M parameters prefers fluent answers and follows a criterion (`endogenous_probe`).
 
 The token world is `endogenous_mdp`. Finished worlds are kept in the budget's folder, so an interrupted reproduction goes on where it was.
 """
@@ -22,6 +22,7 @@ POLICIES = {
     "imitator": "imitation",
     "trained": "trained on its endogenous reward",
     "again": "extracted and trained again",
+    "longer": "trained twice as long, extracted once",
 }
 
 
@@ -33,7 +34,7 @@ def reproduce(budget: Budget) -> Reproduction:
     plan, seeds = Plan(), budget.seed_list(5)
     return Reproduction(
         slug="endogenous",
-        claim="Trained on the reward inside its own frozen copy, an imitator loses less to errors that compound; doing it twice adds nothing.",
+        claim="Trained on the reward inside its own frozen copy, an imitator loses less to errors that compound.",
         claims=claims,
         seeds=seeds,
         table=[
@@ -55,6 +56,8 @@ def reproduce(budget: Budget) -> Reproduction:
             f"policy can pass it. The imitator saw {plan.demos} of its trajectories; returns are means over {plan.samples} sampled ones.",
             f"Training: {plan.steps} steps of {plan.prompts} prompts x {plan.group} rollouts on the sum of token rewards, normalised in the group, KL 0.01 "
             "inside the reward; episodes have a fixed length, so being short cannot pay.",
+            "A second extraction takes the policy for the model: its reward, and the reference of its KL, are those of the sharper policy. The last row has as "
+            "many steps without it. A first record of 3 seeds had not told the two gains from noise.",
             "What the training does here is to make the likeliest trajectories certain: they are those the demonstrations covered. The paper's "
             "bound on the regret is about the worst case, and this is one kind of world.",
             "The 135M model only measures: pairs and replies were written by hand.",
@@ -122,10 +125,11 @@ def _again_claim(found: dict[int, list[dict[str, float]]]) -> Claim:
     mean = sum(gains) / len(gains)
     spread = (sum((g - mean) ** 2 for g in gains) / max(len(gains) - 1, 1)) ** 0.5
     noise = 2.78 * spread / len(gains) ** 0.5  # 95 %, Student with 4 degrees of freedom
+    steps = [world["again"] - world["longer"] for world in longest]
     return Claim(
         f"a second extraction, from the trained policy, does not raise the true return at horizon {max(found)}: the mean change over worlds is below its 95 % half-width",
         mean <= noise,
-        f"change {over_seeds(gains)}, half-width {noise:.2f}",
+        f"change {over_seeds(gains)}, half-width {noise:.2f}; against as many steps with one extraction {over_seeds(steps)}",
     )
 
 

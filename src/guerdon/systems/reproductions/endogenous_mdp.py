@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +160,7 @@ def train_on_own_reward(path: str, horizon: int, plan: Plan, seed: int, folder: 
 
 def run(horizon: int, seed: int, plan: Plan, *, again: bool = False) -> dict[str, float]:
     """True returns in one world: of the expert, of its imitator, of the imitator trained on its own reward, and (`again`) of that policy
-    trained on the reward extracted from itself."""
+    trained on the reward extracted from itself, and of the imitator trained on its own reward for as many steps as both together."""
     world = World(seed, plan.temperature)
     found = {"expert": world.expert(horizon)[1]}
     with tempfile.TemporaryDirectory() as scratch:
@@ -171,4 +171,7 @@ def run(horizon: int, seed: int, plan: Plan, *, again: bool = False) -> dict[str
         if again:
             third = train_on_own_reward(second, horizon, plan, seed + 1, Path(scratch, "again"))
             found["again"] = true_return(third, world, horizon, plan, seed)
+            longer = replace(plan, steps=2 * plan.steps)
+            fourth = train_on_own_reward(first, horizon, longer, seed, Path(scratch, "longer"))
+            found["longer"] = true_return(fourth, world, horizon, plan, seed)
     return found
