@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -136,11 +137,19 @@ def _draw(result: Reproduction, path: Path) -> None:
             axis.plot(curve["x"], line, color=colour, alpha=0.25, linewidth=0.8)
         axis.plot(curve["x"], lines.mean(0), color=colour, linewidth=2, label=arm)
     axis.set_xlabel(result.axes[0])
-    axis.set_ylabel(result.axes[1])
-    figure.legend(
-        loc="outside lower center", ncols=min(3, len(result.curves)), frameon=False, fontsize=9
-    )  # never over a line
+    axis.set_ylabel(textwrap.fill(result.axes[1], 40))
+    _legend_below(figure, len(result.curves))
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(f"{result.claim}\n{len(result.seeds)} seeds; thick: mean", fontsize=9, loc="left", wrap=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _legend_below(figure: Any, curves: int) -> Any:
+    """A legend that is never over a line, in as few rows as the figure's width allows."""
+    for columns in range(min(3, curves), 0, -1):
+        legend = figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return legend
+        legend.remove()
+    return None
