@@ -33,7 +33,7 @@ Masses = Mapping[tuple[bool, float], Sequence[float]]
 
 
 def reproduce(budget: Budget) -> Reproduction:
-    """About twenty-five minutes on one core."""
+    """About ten minutes on one core."""
     with one_thread():
         runs, masses = _trained(budget), _masses(budget)
     first, plan = runs[CORRECT][0], Plan()
