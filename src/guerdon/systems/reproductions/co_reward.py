@@ -19,7 +19,7 @@ from guerdon.threads import one_thread
 
 
 def reproduce(budget: Budget) -> Reproduction:
-    """Some three minutes on one core."""
+    """About eight minutes on one core."""
     with one_thread():
         seeds, runs = budget.seed_list(5), _trained(budget)
         tables = _tables(budget)

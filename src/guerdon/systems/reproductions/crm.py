@@ -43,7 +43,7 @@ Solution = tuple[str, str]  # question, text
 
 
 def reproduce(budget: Budget) -> Reproduction:
-    """About ten minutes on one core, most of them for training the CRM and the policies."""
+    """Ten to twenty minutes on one core, most of them for training the CRM and the policies."""
     with one_thread():
         return _reproduce(budget)
 
