@@ -90,7 +90,8 @@ def _reproduce(budget: Budget) -> Reproduction:
         curves={
             f"{arm}, {where}": {"x": list(range(setting.updates)), "y": [t.success for t in arms[arm]]}
             for where, arms in runs.items()
-            for arm in (BOTH, ALONE)
+            for arm in (BOTH, ALONE, FLOORED)
+            if arm in arms
         },
         axes=("update (one group of 8)", "probability of a right answer"),
         notes=[
