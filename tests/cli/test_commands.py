@@ -111,5 +111,5 @@ def test_every_benchmark_can_be_loaded():
     root = find_root()
     assert root is not None
     found = [_module(path) for path in sorted((root / "benchmarks").glob("bench_*.py"))]
-    assert {"bench_engine", "bench_math", "bench_prefix"} <= {module.__name__ for module in found}
+    assert {"bench_engine", "bench_math", "bench_prefix", "bench_verdicts"} <= {module.__name__ for module in found}
     assert all(callable(module.run) for module in found)
