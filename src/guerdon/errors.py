@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class GuerdonError(Exception):
     """Base class: catch this to catch everything Guerdon raises on purpose."""
@@ -38,3 +41,9 @@ class ConfigError(GuerdonError, ValueError):
 
 class DataError(GuerdonError, ValueError):
     """A data file or record cannot be read as what it is said to be."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """ " (did you mean 'pure'?)" for a misspelt word, or nothing where no known one is near: it goes behind the word in an error."""
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f" (did you mean {near[0]!r}?)" if near else ""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ChainError
+from guerdon.parts import check_chain, check_segments, check_signals
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.spans import Spans
@@ -117,8 +118,10 @@ class System:
     name: str = "system"
 
     def __post_init__(self) -> None:
-        if not self.signals:
-            raise ChainError(f"{self.name}: a system needs at least one signal")
+        check_signals(self.signals, self.name)
+        check_chain(self.chain, self.name)
+        check_segments(self.segments, self.name)
+        self.models = {role: model if isinstance(model, Model) else Model(model) for role, model in self.models.items()}
         self.chain = list(self.chain)
         if self.chain and not any(getattr(link, "handles_failure", False) for link in self.chain):
             from guerdon.credit import OnFailure  # here: credit's links are written in terms of this module's types
@@ -156,7 +159,7 @@ class System:
     def _plan(self) -> None:
         """Run the chain on levels alone, so that a wrong name or order is an error here."""
         levels = self.levels()
-        for i, link in enumerate(self.chain):
+        for i, link in enumerate(self.chain, 1):  # numbered as `print(system)` numbers them
             if hasattr(link, "plan"):
                 try:
                     levels = link.plan(dict(levels))
@@ -187,7 +190,16 @@ class System:
     # -- running -------------------------------------------------------------------------------------------------------
 
     def segmented(self, rollouts: Rollouts) -> Rollouts:
-        """The rollouts with this system's segmentations cut."""
+        """The rollouts with this system's segmentations cut.
+
+        Raises:
+            ChainError: what was given are no Rollouts.
+        """
+        if not isinstance(rollouts, Rollouts):
+            raise ChainError(
+                f"{self.name} scores Rollouts, got {type(rollouts).__name__}; texts become rollouts with "
+                f"Rollouts.from_texts(prompts, completions, columns, group_ids=...)"
+            )
         cut = {
             name: segmenter(rollouts).renamed(name)
             for name, segmenter in self.segments.items()

@@ -22,6 +22,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from guerdon.credit.accumulate import GAE, Accumulate, MinReturn
 from guerdon.credit.by_outcome import ByOutcome, brier_by_outcome, signed_by_outcome
 from guerdon.credit.calibration import Calibrate, Fallback, Shrink, SwitchAt, calibrate_scores, shrink_scores
@@ -55,6 +57,12 @@ from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Sh
 from guerdon.credit.turns import BlockedReturns, OnLastSpan, blocked_returns, early_advantages, on_last_span
 from guerdon.credit.verification import RewardIs, WatchVerification, verification_metrics
 from guerdon.credit.weighting import WeightedAdvantages
+from guerdon.errors import nearest
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"guerdon.credit has no {name!r}{nearest(name, __all__)}")
+
 
 NormalizeThenSum = PerRewardNorm  # the name TRL gives it
 

@@ -8,13 +8,13 @@ the pure functions beside it. Class attributes are the protocol of `guerdon.syst
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from guerdon.errors import ChainError
+from guerdon.errors import ChainError, nearest
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -30,8 +30,9 @@ class Shown:
     """
 
     def __repr__(self) -> str:
-        shown = []
-        for item in fields(self):  # type: ignore[arg-type]
+        shown: list[str] = []
+        items = fields(self) if is_dataclass(self) else ()  # a user's link need not be one
+        for item in items:  # type: ignore[arg-type]
             value = getattr(self, item.name)
             if item.name == "names" and isinstance(value, tuple):
                 shown += [repr(name) for name in value]
@@ -58,7 +59,9 @@ def planned_name(name: str | None, levels: Mapping[str, str]) -> str:
             raise ChainError(f"name the source to work on: {sorted(levels) or 'none are live'}")
         return next(iter(levels))
     if name not in levels:
-        raise ChainError(f"no source {name!r} at this point of the chain (have: {sorted(levels) or 'none'})")
+        raise ChainError(
+            f"no source {name!r} at this point of the chain{nearest(name, levels)} (have: {sorted(levels) or 'none'})"
+        )
     return name
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, planned_name
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
+from guerdon.errors import ChainError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -32,6 +33,12 @@ class On(LinkBase):
 
     name: str
     transform: Transform
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or isinstance(self.transform, type) or not callable(self.transform):
+            raise ChainError(
+                f"On takes a source's name and a transform, such as On('steps', Clip(0.0)); got {self.name!r} and {self.transform!r}"
+            )
 
     def plan(self, levels: Levels) -> Levels:
         planned_name(self.name, levels)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from guerdon.errors import nearest
+
 _HOMES = {
     "guerdon.signals.agreement": ("CrossViewVote", "SameViewVote", "SemanticAgreement", "TeacherVote"),
     "guerdon.signals.around": ("FailTruncated", "OnText", "Route"),
@@ -42,7 +44,7 @@ __all__ = sorted(_HOME_OF)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
-        raise AttributeError(f"guerdon.signals has no {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"guerdon.signals has no {name!r}{nearest(name, __all__)}; it has {', '.join(__all__)}")
     value = getattr(importlib.import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value

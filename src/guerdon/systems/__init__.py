@@ -13,6 +13,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from guerdon.errors import nearest
+
 if TYPE_CHECKING:
     from guerdon.systems.cdr import cdr
     from guerdon.systems.clip_delta import clip_delta
@@ -111,7 +113,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     entry = SYSTEMS.get(name) or VARIANTS.get(name)
     if entry is None:
-        raise AttributeError(f"module 'guerdon.systems' has no attribute {name!r}")
+        raise AttributeError(f"guerdon.systems has no {name!r}{nearest(name, [*SYSTEMS, *VARIANTS])}")
     return getattr(importlib.import_module(f"guerdon.systems.{entry.module}"), entry.builder)
 
 

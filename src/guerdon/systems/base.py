@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from guerdon.errors import ConfigError
+from guerdon.errors import ConfigError, nearest
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
@@ -42,7 +42,7 @@ def _module(slug: str) -> Any:
     from guerdon.systems import SYSTEMS
 
     if slug not in SYSTEMS:
-        raise ConfigError(f"no system {slug!r}; there are: {', '.join(SYSTEMS)}")
+        raise ConfigError(f"no system {slug!r}{nearest(slug, SYSTEMS)}; there are: {', '.join(SYSTEMS)}")
     return importlib.import_module(f"guerdon.systems.{SYSTEMS[slug].module}")
 
 
@@ -61,7 +61,8 @@ def builder_of(name: str) -> Callable[..., System]:
 
     entry = SYSTEMS.get(name) or VARIANTS.get(name)
     if entry is None:
-        raise ConfigError(f"no system {name!r}; there are: {', '.join([*SYSTEMS, *VARIANTS])}")
+        known = [*SYSTEMS, *VARIANTS]
+        raise ConfigError(f"no system {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
     return getattr(importlib.import_module(f"guerdon.systems.{entry.module}"), entry.builder)
 
 
@@ -91,7 +92,9 @@ def reproducible() -> list[str]:
 def reproduction_of(slug: str) -> Callable[..., Any]:
     """`reproduce(budget)` of a system. Raises ConfigError where there is none."""
     if slug not in reproducible():
-        raise ConfigError(f"no reproduction of {slug!r}; there are: {', '.join(reproducible()) or 'none yet'}")
+        raise ConfigError(
+            f"no reproduction of {slug!r}{nearest(slug, reproducible())}; there are: {', '.join(reproducible()) or 'none yet'}"
+        )
     return importlib.import_module(_reproduction_module(slug)).reproduce
 
 

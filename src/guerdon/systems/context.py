@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from guerdon.errors import ConfigError
+from guerdon.errors import ConfigError, nearest
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
@@ -169,4 +169,6 @@ def check_spec(spec: str) -> None:
 def _check_options(name: str, options: Mapping[str, Any], known: Mapping[str, Any]) -> None:
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ConfigError(f"{name} has no option {', '.join(unknown)}; its options: {', '.join(known)}")
+        raise ConfigError(
+            f"{name} has no option {', '.join(unknown)}{nearest(unknown[0], known)}; its options: {', '.join(known)}"
+        )
