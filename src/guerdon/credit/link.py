@@ -8,8 +8,8 @@ the pure functions beside it. Class attributes are the protocol of `guerdon.syst
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
-from typing import ClassVar, Literal
+from dataclasses import Field, fields, is_dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,8 +31,8 @@ class Shown:
 
     def __repr__(self) -> str:
         shown: list[str] = []
-        items = fields(self) if is_dataclass(self) else ()  # a user's link need not be one
-        for item in items:  # type: ignore[arg-type]
+        items: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()  # a user's link need not be one
+        for item in items:
             value = getattr(self, item.name)
             if item.name == "names" and isinstance(value, tuple):
                 shown += [repr(name) for name in value]
