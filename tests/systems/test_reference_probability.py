@@ -168,6 +168,32 @@ def test_rlpr_end_to_end(lm):
     assert scores.advantages[2:].abs().sum() == 0
 
 
+def test_the_official_sentinel_pays_by_the_layout_on_the_live_path(lm):
+    """c = -1: s where the tags are right, else -1; a weighted sum with c = -1 would pay broken layouts."""
+    import guerdon
+    from guerdon.systems.rlpr import VECTORS
+
+    system = guerdon.systems.rlpr(format_coefficient=-1, std_beta=None, repetition=False)
+    system.bind("policy", lm)
+    system.bind("initial", lm)
+    scores = system(rollouts())
+    raw = scores.raw
+    rows = [row for row in range(4) if raw["prob.score"].values[row].isfinite().all()]
+    expected = [
+        float(
+            VECTORS["rlpr_reward"](
+                float(raw["prob.score"].values[row]), float(raw["prob.baseline"].values[row]),
+                float(raw["format"].values[row]), -1,
+            )
+        )
+        for row in rows
+    ]  # fmt: skip
+    assert {float(raw["format"].values[row]) for row in rows} == {0.0, 1.0}, "both kinds are in the batch"
+    assert scores.reward[rows].tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ConfigError, match="splice"):
+        guerdon.systems.rlpr(format_coefficient=-1, splice="R1_nothink")
+
+
 @pytest.mark.slow
 def test_offsets_with_a_real_bpe_tokenizer():
     """The mask covers exactly the tokens that share a character with the reference, whatever it is glued to."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from guerdon.credit.groups import group_stats
 from guerdon.credit.link import Levels, LinkBase, planned_name, row_totals, source_of
 from guerdon.errors import CapabilityError, ConfigError
+from guerdon.options import require_range
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -194,6 +195,10 @@ class StdEMAFilter(LinkBase):
     filter_from: int = 11
 
     scope: ClassVar[Literal["row", "group", "batch"]] = "batch"
+
+    def __post_init__(self) -> None:
+        require_range(0, std_beta=self.beta, std_start=self.start, filter_start=self.filter_from)
+        require_range(0, 1, std_ratio=self.ratio)
 
     def plan(self, levels: Levels) -> Levels:
         planned_name(self.name, levels)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from guerdon.errors import CapabilityError, ConfigError
+from guerdon.options import require_range
 from guerdon.rewards import Rewards
 from guerdon.rollouts import Clock, Rollouts
 
@@ -73,8 +74,7 @@ class Annealing:
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:
             raise ConfigError(f"schedule {self.kind!r}: use one of {_KINDS}")
-        if not 0 <= self.peak <= 1:
-            raise ConfigError(f"peak={self.peak}: a fraction of the run, in [0, 1]")
+        require_range(0, 1, peak=self.peak, bottom=self.bottom)
 
     def at(self, progress: float) -> float:
         """The coefficient when a fraction `progress` of the run is done."""
@@ -124,6 +124,10 @@ class Onset:
     usual: int = 0
     share: float = 1.0
     after: Onset | None = None
+
+    def __post_init__(self) -> None:
+        require_range(0, steps=self.steps, usual=self.usual)
+        require_range(0, 1, share=self.share)
 
     def at(self, clock: Clock) -> int:
         """The step, in the run of this clock."""

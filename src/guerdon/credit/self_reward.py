@@ -11,7 +11,8 @@ from torch import Tensor
 from guerdon.credit.groups import group_stats
 from guerdon.credit.link import Levels, LinkBase, countable, planned_name, require_level
 from guerdon.credit.schedule import Onset
-from guerdon.errors import ChainError, ConfigError
+from guerdon.errors import ChainError
+from guerdon.options import require_range
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 
@@ -63,8 +64,8 @@ class MixSelfReward(LinkBase):
     scope: ClassVar[Literal["row", "group", "batch"]] = "group"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mix <= 1:
-            raise ConfigError(f"mix={self.mix}: a share, in [0, 1]")
+        require_range(0, 1, mix=self.mix)
+        require_range(0, std_threshold=self.std_threshold)
 
     def plan(self, levels: Levels) -> Levels:
         for name in (self.name, self.by):

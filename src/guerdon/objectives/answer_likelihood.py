@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError
+from guerdon.options import require_range
 from guerdon.signals.likelihood.aggregate import token_weights
 from guerdon.signals.likelihood.reference import Bound, pair_weights
 from guerdon.signals.likelihood.reference_likelihood import ReferenceLikelihood
@@ -86,6 +87,7 @@ class AnswerLikelihood(Bound):
         super().__init__()
         if weight not in ("gradient", "advantage", "one"):
             raise ConfigError(f"weight={weight!r}: use 'gradient', 'advantage' or 'one'")
+        require_range(0, answer_coefficient=coefficient)
         self.signal, self.weight, self.by, self.coefficient = signal, weight, by, coefficient
 
     def __repr__(self) -> str:

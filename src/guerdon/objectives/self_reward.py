@@ -18,6 +18,7 @@ from torch import Tensor
 
 from guerdon.credit.schedule import Onset
 from guerdon.errors import CapabilityError, ConfigError
+from guerdon.options import require_range
 from guerdon.signals.likelihood.last_token import LastTokenScore, last_token_score
 from guerdon.signals.likelihood.reference import Bound
 
@@ -86,8 +87,7 @@ class SelfRewardRegression(Bound):
         super().__init__()
         if divide not in ("rows", "finished"):
             raise ConfigError(f"divide={divide!r}: use 'rows' or 'finished'")
-        if coefficient < 0:
-            raise ConfigError(f"coefficient={coefficient}: at least 0")
+        require_range(0, coefficient=coefficient)
         self.signal, self.by, self.coefficient, self.balance = signal, by, coefficient, balance
         self.divide, self.onset = divide, onset or Onset()
         self.roles = signal.roles

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from guerdon.credit import (
     Fuse,
+    Gate,
     GroupNorm,
     On,
     Shape,
@@ -34,6 +35,8 @@ from guerdon.credit import (
     std_threshold,
 )
 from guerdon.credit.filters import passes_std
+from guerdon.errors import ConfigError
+from guerdon.options import require_range
 from guerdon.signals.likelihood import reference_probability as likelihood
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
@@ -65,7 +68,8 @@ def rlpr(
             for the layout's tags either.
         aggregation: of the reference's token probabilities.
         shaping: of score minus baseline, see `credit.shaping.shaping_function`.
-        format_coefficient: c in (1 - c) s + c format; 0 is the paper's formula.
+        format_coefficient: c in (1 - c) s + c format, in [0, 1]; 0 is the paper's formula. -1 is the official code's word for
+            another one: s where the layout is right, else -1.
         debias: subtract the initial policy's probability without reasoning.
         repetition: -1 for a completion that repeats a window of 10 words 10 times.
         std_beta: threshold / moving average of the group std (0.5 Qwen, 0.9 Llama, 1.0 Gemma); None = no filter.
@@ -74,6 +78,13 @@ def rlpr(
     """
     from guerdon.signals import Repetition, ThinkFormat
 
+    gated = format_coefficient == -1
+    if not gated:
+        require_range(0, 1, format_coefficient=format_coefficient)
+    elif splice is not None:
+        raise ConfigError(
+            "format_coefficient=-1 pays by the layout's tags, and with splice= nobody looks for them: drop one"
+        )
     probability = likelihood.ReferenceProbability(
         reference=reference,
         mode=format_mode,
@@ -93,8 +104,11 @@ def rlpr(
     live = "prob"
     if splice is None:
         signals["format"] = ThinkFormat(mode=format_mode)
-        live, weights = "reward", (1 - format_coefficient, format_coefficient)
-        chain.append(Fuse("prob", "format", weights=weights, into=live))
+        if gated:
+            chain.append(Gate("prob", "format", threshold=1.0, when="at_least", otherwise=-1.0, drop=True))
+        else:
+            live, weights = "reward", (1 - format_coefficient, format_coefficient)
+            chain.append(Fuse("prob", "format", weights=weights, into=live))
     if repetition:
         signals["repetition"] = Repetition(rule="window", window_size=10, max_repetitions=10)
         chain.append(Fuse(live, "repetition", into="reward"))

@@ -30,6 +30,7 @@ from guerdon.credit.length import LengthReward, WatchLength, efficient_reasoner_
 from guerdon.credit.schedule import Anneal, Annealing
 from guerdon.credit.weighting import WeightedAdvantages
 from guerdon.errors import ConfigError
+from guerdon.options import require_range
 from guerdon.signals.likelihood import relative_perplexity as likelihood
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
@@ -86,6 +87,9 @@ def sar(
     The official loss sums a response's tokens and divides by a constant: in TRL loss_type="dr_grpo".
     """
     _check(alpha, base, efficiency, scheduler, weighting, carrier)
+    require_range(0, alpha=alpha, base=base, short=short)
+    require_range(0, clip_value=clip_value, above=True)
+    require_range(0, 1, peak=peak, bottom=bottom, gamma=gamma, lam=lam)
     likelihood.check_variant(use_denominator, use_comparison)
     signals: dict[str, Any] = {"answer": verifier}
     chain: list[Any] = []

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
+from guerdon.options import require_range
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.splice import Splice, Splicer
 
@@ -125,6 +126,7 @@ class ReferenceScorer:
     ) -> None:
         if truncated not in ("fail", "score"):
             raise ConfigError(f"truncated={truncated!r}: use 'fail' or 'score'")
+        require_range(0, temperature=temperature, above=True)
         self.column, self.splice, self.temperature = column, splice, temperature
         self.max_tokens, self.truncated = max_tokens, truncated
 
