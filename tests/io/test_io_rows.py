@@ -229,7 +229,7 @@ def test_rollouts_from_rows() -> None:
         {"q": "1+1", "a": "2"},
     ]  # fmt: skip
     rollouts = rollouts_from_rows(rows, prompt_column="q", completion_column="a")
-    assert rollouts.completions == ["2", "3", "yo\n", "2"]
+    assert rollouts.completions == ["2", "3", "yo", "2"]
     assert rollouts.groups.tolist() == [0, 0, 1, 2]
     assert rollouts.column("gold") == [2, None, None, None]
     assert rollouts.column("a")[2] == rows[2]["a"]

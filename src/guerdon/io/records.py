@@ -11,6 +11,7 @@ from guerdon.errors import DataError
 from guerdon.io.read import Row
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
+from guerdon.signals.conversation import completion_text, is_conversation
 
 
 def rollouts_from_rows(
@@ -22,8 +23,8 @@ def rollouts_from_rows(
 ) -> Rollouts:
     """Text-only rollouts; every other column goes to `columns`, None where a row lacks it.
 
-    A prompt is a text or chat messages; a completion is a text, or chat messages, whose contents are then joined by
-    newlines (the messages stay in the column `completion_column`). A missing prompt is the empty text.
+    A prompt is a text or chat messages; a completion is a text, or chat messages, of which the assistant's last turn is the text
+    (`signals.conversation`; the messages stay in the column `completion_column`). A missing prompt is the empty text.
 
     Args:
         rows: of a file.
@@ -36,7 +37,7 @@ def rollouts_from_rows(
     completions = [_completion_text(row, completion_column, i) for i, row in enumerate(rows)]
     keys = dict.fromkeys(key for row in rows for key in row if key not in (prompt_column, completion_column))
     columns = {key: [row.get(key) for row in rows] for key in keys}
-    if any(isinstance(row.get(completion_column), list) for row in rows):
+    if any(isinstance(row.get(completion_column), (list, dict)) for row in rows):
         columns[completion_column] = [row.get(completion_column) for row in rows]
     prompts = [_prompt(row.get(prompt_column)) for row in rows]
     return Rollouts.from_texts(prompts, completions, columns, group_ids=_group_ids(rows, prompt_column, group_column))
@@ -127,9 +128,7 @@ def completion_problem(row: Row, column: str) -> str | None:
     value = row.get(column)
     if value is None:
         return f"the row has no {column!r}"
-    if isinstance(value, str) or (
-        isinstance(value, list) and all(isinstance(m, dict) and "content" in m for m in value)
-    ):
+    if isinstance(value, str) or is_conversation(value):
         return None
     return f"{column!r} is neither text nor chat messages but {type(value).__name__}"
 
@@ -138,12 +137,4 @@ def _completion_text(row: Row, column: str, number: int) -> str:
     problem = completion_problem(row, column)
     if problem:
         raise DataError(f"row {number}: {problem}; it has {sorted(row)}")
-    value = row[column]
-    return value if isinstance(value, str) else "\n".join(_content_text(message["content"]) for message in value)
-
-
-def _content_text(content: Any) -> str:
-    """A message's text: contents may be a text, None (tool calls), or parts of which some are texts."""
-    if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return "" if content is None else str(content)
+    return completion_text(row[column])

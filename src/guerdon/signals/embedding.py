@@ -28,7 +28,7 @@ from guerdon.extras import require
 from guerdon.signals.text import TextSignal
 from guerdon.signals.verdict import Verdict, instrument_failure, shown
 from guerdon.signals.verifiable.extraction import Extract, extractor
-from guerdon.signals.verifiable.mathematics import reference_values
+from guerdon.signals.verifiable.references import reference_values
 
 Embedder = Callable[[Sequence[str]], Tensor]
 

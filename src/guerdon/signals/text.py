@@ -15,23 +15,11 @@ from typing import Any, ClassVar
 from guerdon.errors import CapabilityError, MissingColumn
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
+from guerdon.signals.conversation import completion_text
 from guerdon.signals.verdict import Verdict
 
 BatchCheck = Callable[[Sequence[str], Mapping[str, Sequence[Any]]], Sequence[Verdict]]
 TOKENS = "#tokens"  # the column a check with `counts_tokens` finds each completion's number of tokens in
-
-
-def completion_text(completion: Any) -> str:
-    """The text of a completion: itself, or what the last assistant message of a conversation says."""
-    if isinstance(completion, str):
-        return completion
-    messages = [
-        message for message in completion if message.get("role", "assistant") == "assistant" and message.get("content")
-    ]
-    content = messages[-1]["content"] if messages else ""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text") or "" for part in content)  # content in parts: images and the like have no text
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from guerdon.errors import ConfigError, DataError
 from guerdon.extras import require
+from guerdon.signals.verifiable.answer_part import answering
 from guerdon.signals.verifiable.extraction import Extract, extractor
 from guerdon.signals.verifiable.verdict import Verdict
 from guerdon.tasks.base import Row, Task, Verifier, prompt_key
@@ -77,8 +78,9 @@ def reasoning_gym_task(
 
     def verify(completions: Sequence[str], asked: Sequence[Row]) -> list[Verdict]:
         verdicts = []
+        answer_of = answering(find, "drop")
         for completion, row in zip(completions, asked, strict=True):
-            answer = find(completion)
+            answer = answer_of(completion).text
             value = float(made[row["split"]].score_answer(answer, entries[row["split"]][row["index"]]))
             reason = None if value >= 1.0 else missing if answer is None else f"answered {answer[:60]!r}"
             verdicts.append(Verdict(0.0 if answer is None else value, reason))

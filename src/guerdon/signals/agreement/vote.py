@@ -22,7 +22,7 @@ from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement.answers import answer_codes, answer_rule, normaliser
 from guerdon.signals.verifiable.extraction import Extract
-from guerdon.signals.verifiable.mathematics import reference_values
+from guerdon.signals.verifiable.references import reference_values
 
 
 class Labels(NamedTuple):

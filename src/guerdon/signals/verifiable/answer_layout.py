@@ -9,7 +9,7 @@ from typing import Any
 
 from guerdon.segment.reasoning import ChainLayout, layout_of
 from guerdon.signals.text import TextSignal
-from guerdon.signals.verifiable.mathematics import reference_values
+from guerdon.signals.verifiable.references import reference_values
 from guerdon.signals.verifiable.verdict import Verdict, instrument_failure, shown
 
 _WORD = re.compile(r"[a-z0-9]+")

@@ -1,7 +1,7 @@
 """Is a mathematical answer right? math-verify, made safe to call on anything a policy writes.
 
-Order of work: cap the text (`answer_window`), extract the answer where a rule is given, try the fast path, then one pool task
-for each different (answer, reference) pair of the whole batch.
+Order of work: take the answer part (`answer_part`), extract the answer where a rule is given, cap the text (`answer_window`), try the
+fast path, then one pool task for each different (answer, reference) pair of the whole batch.
 
 Time-outs. A check that exceeds its time says nothing about the answer, so it is NaN by default. But a policy could learn to
 write towers of exponents to have its failures dropped: `on_timeout="zero"` calls such an answer wrong, provided that the
@@ -11,15 +11,16 @@ reference alone can be evaluated in time. The same option covers a worker killed
 from __future__ import annotations
 
 import importlib.util
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from guerdon.signals.verifiable.answer_part import AnswerPart, Reasoning, answering
 from guerdon.signals.verifiable.extraction import Extract, answer_window, extractor
 from guerdon.signals.verifiable.fast import fast_verdict
 from guerdon.signals.verifiable.pool import WorkerPool, shared_pool
+from guerdon.signals.verifiable.references import reference_values
 from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure, shown
 
 OnTimeout = Literal["nan", "zero"]
@@ -41,6 +42,7 @@ class MathOptions:
         fast: use the fast path where it knows.
         workers: processes at most; None = CPUs, at most 8.
         memory_mb: address space of one worker.
+        reasoning: what of a completion is read, see `answer_part.answer_part`.
     """
 
     extract: Extract | None = None
@@ -50,34 +52,24 @@ class MathOptions:
     fast: bool = True
     workers: int | None = None
     memory_mb: int = 2048
+    reasoning: Reasoning = "drop"
 
     def __post_init__(self) -> None:
         if self.on_timeout not in ("nan", "zero"):
             raise ValueError(f"on_timeout={self.on_timeout!r}: use 'nan' or 'zero'")
         if self.max_chars < 1 or self.timeout_s <= 0:
             raise ValueError(f"max_chars={self.max_chars} and timeout_s={self.timeout_s} must be positive")
-        if self.extract is not None:
-            extractor(self.extract)
+        self.answering()
+
+    def answering(self) -> Callable[[str], AnswerPart]:
+        """Completion -> the answer in it."""
+        rule = extractor(self.extract) if self.extract is not None else None
+        return answering(rule, self.reasoning, self.extract)
 
     def pool(self) -> WorkerPool:
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError('math-verify is needed to check mathematics: pip install "guerdon[verify]"')
         return shared_pool(_WORKER, workers=self.workers, timeout_s=self.timeout_s, memory_mb=self.memory_mb)
-
-
-def reference_values(cell: Any) -> list[Any]:
-    """The acceptable references of a row: the cell itself, or the items of a list; what is missing (None, NaN, "") left out."""
-    if hasattr(cell, "tolist"):  # numpy and torch values
-        cell = cell.tolist()
-    if isinstance(cell, list | tuple | set | frozenset):
-        return [value for item in cell for value in reference_values(item)]
-    missing = (
-        cell is None
-        or isinstance(cell, bool)
-        or (isinstance(cell, float) and not math.isfinite(cell))
-        or not str(cell).strip()
-    )
-    return [] if missing else [cell]
 
 
 def check_math(
@@ -97,18 +89,18 @@ def check_math(
     options = options or MathOptions()
     if len(completions) != len(references):
         raise ValueError(f"{len(completions)} completions for {len(references)} references")
-    rule = extractor(options.extract) if options.extract is not None else None
+    find = options.answering()
     rows: list[Verdict | list[tuple[str, str]]] = []
     verdicts: dict[tuple[str, str], Verdict | None] = {}
     for completion, reference in zip(completions, references, strict=True):
-        row = _pairs(completion, reference, rule, options)
+        row = _pairs(completion, reference, find, options)
         rows.append(row)
         for pair in row if isinstance(row, list) else ():
             if pair not in verdicts:
                 verdicts[pair] = _fast(pair) if options.fast else None
     unknown = [pair for pair, verdict in verdicts.items() if verdict is None]
     if unknown:
-        verdicts.update(zip(unknown, _slow(unknown, rule is not None, options), strict=True))
+        verdicts.update(zip(unknown, _slow(unknown, options.extract is not None, options), strict=True))
     return [
         row if isinstance(row, Verdict) else any_of([v for pair in row if (v := verdicts[pair]) is not None])
         for row in rows
@@ -120,29 +112,23 @@ def verify_math(completion: str, reference: Any, options: MathOptions | None = N
     return check_math([completion], [reference], options)[0]
 
 
-def _pairs(completion: str, reference: Any, rule: Any, options: MathOptions) -> Verdict | list[tuple[str, str]]:
+def _pairs(
+    completion: str, reference: Any, find: Callable[[str], AnswerPart], options: MathOptions
+) -> Verdict | list[tuple[str, str]]:
     """The (answer, reference) pairs that decide a row, or its verdict where nothing is left to compare."""
     texts = [str(value).strip() for value in reference_values(reference)]
     if not texts:
         return instrument_failure(f"no usable reference in this row: {shown(reference)}")
     if any(len(text) > options.max_chars for text in texts):
         return instrument_failure(f"a reference is longer than max_chars={options.max_chars}")
-    answer: str | None = completion
-    if rule is not None:
-        # The rules are linear, so they see the whole text; only what they find is capped.
-        answer = rule(completion)
-        if answer is None or not answer.strip():
-            return Verdict(
-                0.0,
-                f"no answer found (extract={options.extract!r})"
-                if isinstance(options.extract, str)
-                else "no answer found",
-            )
-        if len(answer) > options.max_chars:
-            return Verdict(
-                0.0, f"the extracted answer has {len(answer)} characters, more than max_chars={options.max_chars}"
-            )
-    assert answer is not None
+    # The rules are linear, so they see the whole text; only what they find is capped.
+    answer, why = find(completion)
+    if answer is None:
+        return Verdict(0.0, why)
+    if options.extract is not None and len(answer) > options.max_chars:
+        return Verdict(
+            0.0, f"the extracted answer has {len(answer)} characters, more than max_chars={options.max_chars}"
+        )
     return [(answer_window(answer, options.max_chars), text) for text in texts]
 
 

@@ -2,6 +2,9 @@
 
 All read references from `rollouts.columns[reference]`. A missing column is an error that names the columns there are; a missing
 value in a row is NaN with a reason; a list means that any of its items is right.
+
+Verifiers read the answer part of a completion (`answer_part`; `reasoning="keep"` = the whole text); formats, lengths and repetition
+are properties of the whole text.
 """
 
 from __future__ import annotations
@@ -11,13 +14,19 @@ from typing import Any, Literal
 
 from guerdon.signals.text import TOKENS, TextSignal
 from guerdon.signals.verifiable import layout, text_match
+from guerdon.signals.verifiable.answer_part import Reasoning, answering
 from guerdon.signals.verifiable.extraction import Extract, extractor
-from guerdon.signals.verifiable.mathematics import MathOptions, OnTimeout, check_math, reference_values
+from guerdon.signals.verifiable.mathematics import MathOptions, OnTimeout, check_math
+from guerdon.signals.verifiable.references import reference_values
 from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure, shown
 
 
 def _settings(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in options.items())
+
+
+def _unless_default(reasoning: Reasoning) -> dict[str, Any]:
+    return {} if reasoning == "drop" else {"reasoning": reasoning}
 
 
 def Math(
@@ -30,18 +39,22 @@ def Math(
     fast: bool = True,
     workers: int | None = None,
     memory_mb: int = 2048,
+    reasoning: Reasoning = "drop",
 ) -> TextSignal:
     """1.0 where math-verify finds the answer equal to the reference, else 0.0; never hangs. Options: see `MathOptions`.
 
     The batch goes to the worker pool at once and identical (answer, reference) pairs are verified once.
     """
-    options = MathOptions(extract, max_chars, timeout_s, on_timeout, fast, workers, memory_mb)
+    options = MathOptions(extract, max_chars, timeout_s, on_timeout, fast, workers, memory_mb, reasoning)
 
     def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
         return check_math(texts, columns[reference], options)
 
     return TextSignal(
-        check, (reference,), "math", _settings({"reference": reference, "extract": extract, "on_timeout": on_timeout})
+        check,
+        (reference,),
+        "math",
+        _settings({"reference": reference, "extract": extract, "on_timeout": on_timeout, **_unless_default(reasoning)}),
     )
 
 
@@ -51,9 +64,11 @@ def _compared(
     extract: Extract | None,
     compare: Callable[[str, Any], Verdict],
     options: Mapping[str, Any],
+    reasoning: Reasoning,
 ) -> TextSignal:
     """A signal that extracts an answer and compares it with each acceptable reference."""
-    rule = extractor(extract) if extract is not None else None
+    find = answering(extractor(extract) if extract is not None else None, reasoning, extract)
+    options = {**options, **_unless_default(reasoning)}
 
     def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
         return [one(text, cell) for text, cell in zip(texts, columns[reference], strict=True)]
@@ -62,11 +77,11 @@ def _compared(
         references = reference_values(cell)
         if not references:
             return instrument_failure(f"no usable reference in this row: {shown(cell)}")
-        answer = rule(text) if rule is not None else text
+        answer, why = find(text)
         if answer is None:
             # The references still have to be sound: a broken one is the data's fault even where nothing was answered.
             broken = any_of([compare("", item) for item in references])
-            return broken if broken.failed else Verdict(0.0, f"no answer found (extract={extract!r})")
+            return broken if broken.failed else Verdict(0.0, why)
         return any_of([compare(answer, item) for item in references])
 
     return TextSignal(check, (reference,), name, _settings({"reference": reference, "extract": extract, **options}))
@@ -78,19 +93,24 @@ def Exact(
     extract: Extract | None = None,
     ignore_case: bool = False,
     ignore_whitespace: bool = True,
+    reasoning: Reasoning = "drop",
 ) -> TextSignal:
     """1.0 where the (extracted) text equals the reference. See `text_match.exact_match`."""
 
     def compare(answer: str, item: Any) -> Verdict:
         return text_match.exact_match(answer, str(item), ignore_case=ignore_case, ignore_whitespace=ignore_whitespace)
 
-    return _compared(
-        "exact", reference, extract, compare, {"ignore_case": ignore_case, "ignore_whitespace": ignore_whitespace}
-    )
+    options = {"ignore_case": ignore_case, "ignore_whitespace": ignore_whitespace}
+    return _compared("exact", reference, extract, compare, options, reasoning)
 
 
 def Numeric(
-    *, reference: str = "answer", extract: Extract | None = "last_number", rtol: float = 0.0, atol: float = 1e-6
+    *,
+    reference: str = "answer",
+    extract: Extract | None = "last_number",
+    rtol: float = 0.0,
+    atol: float = 1e-6,
+    reasoning: Reasoning = "drop",
 ) -> TextSignal:
     """1.0 where the (extracted) number is within tolerance of the reference. See `text_match.numeric_match`."""
     text_match.numeric_match("0", "0", rtol=rtol, atol=atol)  # refuses bad tolerances here, not in the middle of a run
@@ -98,20 +118,24 @@ def Numeric(
     def compare(answer: str, item: Any) -> Verdict:
         return text_match.numeric_match(answer, item, rtol=rtol, atol=atol)
 
-    return _compared("numeric", reference, extract, compare, {"rtol": rtol, "atol": atol})
+    return _compared("numeric", reference, extract, compare, {"rtol": rtol, "atol": atol}, reasoning)
 
 
-def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE") -> TextSignal:
+def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE", reasoning: Reasoning = "drop") -> TextSignal:
     """1.0 where the chosen letter is the reference's. Rules of extraction: `text_match.choice_letter`."""
 
     def compare(answer: str, item: Any) -> Verdict:
         return text_match.multiple_choice(answer, item if isinstance(item, int) else str(item), letters=letters)
 
-    return _compared("multiple_choice", reference, None, compare, {"letters": letters})
+    return _compared("multiple_choice", reference, None, compare, {"letters": letters}, reasoning)
 
 
 def QA(
-    *, reference: str = "answer", extract: Extract | None = None, metric: Literal["f1", "exact"] = "f1"
+    *,
+    reference: str = "answer",
+    extract: Extract | None = None,
+    metric: Literal["f1", "exact"] = "f1",
+    reasoning: Reasoning = "drop",
 ) -> TextSignal:
     """SQuAD F1 in [0, 1] or exact match, the best over a row's references. See `text_match.qa_f1`."""
     if metric not in ("f1", "exact"):
@@ -120,7 +144,7 @@ def QA(
     def compare(answer: str, item: Any) -> Verdict:
         return text_match.qa_match(answer, str(item), metric=metric)
 
-    return _compared("qa", reference, extract, compare, {"metric": metric})
+    return _compared("qa", reference, extract, compare, {"metric": metric}, reasoning)
 
 
 def _layout_signal(name: str, score: Callable[[str], float], failing: str, options: Mapping[str, Any]) -> TextSignal:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from guerdon.signals.text import TextSignal
-from guerdon.signals.verifiable.mathematics import reference_values
+from guerdon.signals.verifiable.references import reference_values
 from guerdon.signals.verifiable.verdict import Verdict, instrument_failure, shown
 
 Kind = Literal["f1", "em", "noformatf1"]
