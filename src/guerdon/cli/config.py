@@ -134,7 +134,7 @@ def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], set
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
         ]
         unknown = [str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden"]
-        near = "".join(f"\n{key}{nearest(key, kind.model_fields)} is no setting" for key in unknown)
+        near = "".join(nearest(key, kind.model_fields) for key in unknown)
         hint = f"{near}\nknown settings: {', '.join(sorted(kind.model_fields))}" if unknown else ""
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines) + hint) from error
 
