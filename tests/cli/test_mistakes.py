@@ -99,7 +99,7 @@ def test_a_mistake_costs_one_sentence(mistake, folder, monkeypatch, capsys):
     for word in wanted:
         assert word in printed, printed
     left = {path.name for path in folder.iterdir()} - before
-    if mistake != "a line that is no JSON":  # found in the middle of a run, which goes on once the line is mended
+    if mistake not in ("a line that is no JSON", "no column with completions"):  # found in the file, once it is read
         assert not [name for name in left if name.startswith("out")], "a refused command leaves no output behind"
 
 
