@@ -21,9 +21,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 from guerdon.errors import ConfigError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
-from guerdon.signals.verifiable.mathematics import reference_values
+from guerdon.signals.verifiable.references import read_references
 from guerdon.signals.verifiable.text_match import qa_exact_match
-from guerdon.signals.verifiable.verdict import any_of, shown
+from guerdon.signals.verifiable.verdict import any_of
 
 Pattern = Literal["ta", "tac", "tabc", "tbac"]
 SOURCES = ("format", "accuracy", "brier")
@@ -130,8 +130,7 @@ class SpokenConfidence:
         return {name: Rewards.sequence([getattr(row, name) for row in rewards], rollouts, reasons) for name in SOURCES}
 
     def _row(self, text: str, cell: Any) -> SpokenRewards:
-        references = reference_values(cell)
+        references, problem = read_references(cell)
         if not references:
-            reason = f"no usable reference in this row: {shown(cell)}"
-            return SpokenRewards(float(spoken_layout(text, self.pattern)), math.nan, math.nan, reason)
+            return SpokenRewards(float(spoken_layout(text, self.pattern)), math.nan, math.nan, problem)
         return spoken_confidence_rewards(text, references, self.pattern)
