@@ -49,6 +49,7 @@ class Rewards:
             )
         if not self.values.is_floating_point():
             raise ShapeError(f"rewards must be floating point, got {self.values.dtype}")
+        object.__setattr__(self, "spans", self.spans.to(self.values.device))  # a value and its span are read together
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -90,6 +91,14 @@ class Rewards:
 
     def with_values(self, values: Tensor, kind: Kind | None = None) -> Rewards:
         return replace(self, values=values, kind=kind or self.kind)
+
+    def to(self, device: torch.device | str) -> Rewards:
+        """The rewards on a device, spans with them; themselves where they are there already."""
+        device = torch.device(device)
+        spans = self.spans.to(device)
+        if self.values.device == device and spans is self.spans:
+            return self
+        return replace(self, values=self.values.to(device), spans=spans)
 
     def select(self, rows: Tensor | Sequence[int]) -> Rewards:
         """Some rows, in the order given, reasons with them."""
@@ -176,12 +185,28 @@ class Scores:
         left = {key: value for key, value in self.sources.items() if key not in drop and key != name}
         return replace(self, sources={**left, name: rewards})
 
+    def to(self, device: torch.device | str) -> Scores:
+        """The scores on a device; themselves where everything is there already.
+
+        Sources, `raw`, `keep` and `reward` move; notes, metrics and states stay as they are.
+        """
+        device = torch.device(device)
+        sources = {name: rewards.to(device) for name, rewards in self.sources.items()}
+        raw = {name: rewards.to(device) for name, rewards in self.raw.items()}
+        moved = any(sources[name] is not self.sources[name] for name in sources)
+        moved = moved or any(raw[name] is not self.raw[name] for name in raw)
+        reward = self.reward
+        if not moved and self.keep.device == device and (reward is None or reward.device == device):
+            return self
+        reward = None if reward is None else reward.to(device)
+        return replace(self, sources=sources, raw=raw, keep=self.keep.to(device), reward=reward)
+
     def with_metrics(self, **metrics: float) -> Scores:
         return replace(self, metrics={**self.metrics, **metrics})
 
     def dropping(self, rows: Tensor, why: str) -> Scores:
         """Clear `keep` for some rows. `rows`: [B] bool, True = drop."""
-        dropped = dict(self.notes.get("dropped", {}))
+        rows, dropped = rows.to(self.keep.device), dict(self.notes.get("dropped", {}))
         for row in (rows & self.keep).nonzero()[:, 0].tolist():
             dropped[row] = why
         return replace(self, keep=self.keep & ~rows, notes={**self.notes, "dropped": dropped})

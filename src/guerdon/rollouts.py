@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from guerdon.errors import CapabilityError, ShapeError
-from guerdon.paths import column_values
+from guerdon.errors import CapabilityError, MissingColumn, ShapeError
 from guerdon.spans import Spans, stack_spans
 
 Message = dict[str, Any]
@@ -119,13 +118,46 @@ class Rollouts:
         default("completion_mask", torch.ones(size, 1, dtype=torch.bool))
         assert self.completion_mask is not None
         object.__setattr__(self, "completion_mask", self.completion_mask.bool())
+        self._gather_on(self.completion_mask.device)
         default("policy_mask", self.completion_mask)
         assert self.policy_mask is not None
         object.__setattr__(self, "policy_mask", self.policy_mask.bool() & self.completion_mask)
-        default("group_ids", torch.arange(size))
-        default("sample_ids", torch.arange(size))
-        default("trainable", torch.ones(size, dtype=torch.bool))
+        default("group_ids", torch.arange(size, device=self.device))
+        default("sample_ids", torch.arange(size, device=self.device))
+        default("trainable", torch.ones(size, dtype=torch.bool, device=self.device))
         self._check(size)
+
+    def _gather_on(self, device: torch.device) -> None:
+        """Put every tensor where the completion mask is: parts compare them with one another."""
+        moved = self._tensors_on(device)
+        for name, value in moved.items():
+            object.__setattr__(self, name, value)
+
+    def _tensors_on(self, device: torch.device) -> dict[str, Any]:
+        """The fields that hold something on another device, moved."""
+        moved: dict[str, Any] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor) and value.device != device:
+                moved[item.name] = value.to(device)
+        if any(values.device != device for values, _ in self.logprobs.values()):
+            moved["logprobs"] = {
+                role: LogProbs(values.to(device), temperature) for role, (values, temperature) in self.logprobs.items()
+            }
+        spans = {name: cut.to(device) for name, cut in self.spans.items()}
+        if any(spans[name] is not self.spans[name] for name in spans):
+            moved["spans"] = spans
+        return moved
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are: all on one device, the completion mask's. Engines keep rollouts on the CPU."""
+        return self.mask.device
+
+    def to(self, device: torch.device | str) -> Rollouts:
+        """The rollouts on a device; themselves where they are there already."""
+        moved = self._tensors_on(torch.device(device))
+        return replace(self, **moved) if moved else self
 
     def _check(self, size: int) -> None:
         if len(self.prompts) != size:
@@ -188,8 +220,10 @@ class Rollouts:
         return self.mask.sum(1)
 
     def column(self, name: str) -> list[Any]:
-        """A data column, or what a dotted path leads to in one (`guerdon.paths`). Raises MissingColumn, which names the ones there are."""
-        return self.columns[name] if name in self.columns else column_values(self.columns, name)
+        """A data column. Raises MissingColumn, which names the ones there are."""
+        if name not in self.columns:
+            raise MissingColumn(name, list(self.columns))
+        return self.columns[name]
 
     def logprob(self, role: str) -> LogProbs:
         """Log-probabilities by role. Raises CapabilityError where the engine did not provide them."""

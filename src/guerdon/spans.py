@@ -64,6 +64,13 @@ class Spans:
         index = torch.as_tensor(rows, dtype=torch.long, device=self.start.device)
         return replace(self, start=self.start[index], end=self.end[index], mask=self.mask[index])
 
+    def to(self, device: torch.device | str) -> Spans:
+        """The spans on a device; themselves where they are there already."""
+        device = torch.device(device)
+        if self.start.device == self.end.device == self.mask.device == device:
+            return self
+        return replace(self, start=self.start.to(device), end=self.end.to(device), mask=self.mask.to(device))
+
     def renamed(self, name: str) -> Spans:
         return replace(self, name=name)
 

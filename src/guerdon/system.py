@@ -201,7 +201,7 @@ class System:
                 f"Rollouts.from_texts(prompts, completions, columns, group_ids=...)"
             )
         cut = {
-            name: segmenter(rollouts).renamed(name)
+            name: segmenter(rollouts).renamed(name).to(rollouts.device)
             for name, segmenter in self.segments.items()
             if segmenter is not None and name not in rollouts.spans
         }
@@ -234,7 +234,8 @@ class System:
                     raise ChainError(
                         f"{self.name}: signal {key!r} returned {len(rewards)} rows for {len(rollouts)} rollouts"
                     )
-                rewards = _explain(rewards, key)
+                # Learned signals answer from where their model is; rollouts and the chain live in one place.
+                rewards = _explain(rewards.to(rollouts.device), key)
                 scores = replace(scores, sources={**scores.sources, key: rewards}, raw={**scores.raw, key: rewards})
         return scores
 
@@ -242,6 +243,7 @@ class System:
         """Run the chain. Pure: the states it computes are in the result, and `commit` makes them current."""
         reward: Tensor | None = None
         state: dict[int, Any] = {}
+        scores = scores.to(rollouts.device)
         for i, link in enumerate(self.chain):
             if reward is None and getattr(link, "centres", False):
                 reward = _row_reward(scores)
@@ -249,6 +251,7 @@ class System:
                 scores, state[i] = link(scores, rollouts, self._state[i])
             else:
                 scores = link(scores, rollouts)
+            scores = scores.to(rollouts.device)
         reward = scores.reward if scores.reward is not None else (_row_reward(scores) if reward is None else reward)
         scores = replace(scores, reward=reward, state=state)
         if self.chain:

@@ -179,6 +179,6 @@ class MaskEnds(LinkBase):
     def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
         rewards = scores[self.name]
         spans = to_token_spans(rollouts.segment(self.segment), rollouts)
-        ends = place_at_ends(torch.ones(spans.start.shape), spans, rollouts.mask) > 0
+        ends = place_at_ends(torch.ones(spans.start.shape, device=spans.start.device), spans, rollouts.mask) > 0
         mask = rewards.mask & ~ends.to(rewards.mask.device)
         return scores.with_source(self.name, replace(rewards, spans=replace(rewards.spans, mask=mask)))

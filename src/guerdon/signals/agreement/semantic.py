@@ -51,11 +51,11 @@ def semantic_agreement(similarity: Tensor, correct: Tensor | None = None, peers:
     table = table.reshape(0, 0) if table.numel() == 0 else table
     if table.dim() != 2 or table.shape[0] != table.shape[1]:
         raise ShapeError(f"similarity is [G, G], not {tuple(table.shape)}")
-    other = ~torch.eye(len(table), dtype=torch.bool)
+    other = ~torch.eye(len(table), dtype=torch.bool, device=table.device)
     if peers == "same_outcome":
         if correct is None:
             raise ConfigError("peers='same_outcome' needs to know which rollouts are correct")
-        outcome = torch.as_tensor(correct).reshape(-1)
+        outcome = torch.as_tensor(correct, device=table.device).reshape(-1)
         other = other & (outcome[:, None] == outcome[None])
     return torch.where(other, table, 0.0).sum(1) / other.sum(1).clamp(min=1)
 
@@ -198,10 +198,11 @@ class SemanticAgreement:
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
         answers = [self._answer(text) for text in rollouts.completions]
-        correct = scores[self.by].values[:, 0] if self.peers == "same_outcome" else None
+        groups = rollouts.groups.cpu()
+        correct = scores[self.by].values[:, 0].cpu() if self.peers == "same_outcome" else None
         values = torch.zeros(len(rollouts), dtype=torch.float64)
-        for group in rollouts.groups.unique():
-            rows = (rollouts.groups == group).nonzero()[:, 0]
+        for group in groups.unique():
+            rows = (groups == group).nonzero()[:, 0]
             table = self._table(rollouts, answers, rows)
             values[rows] = semantic_agreement(table, None if correct is None else correct[rows], self.peers)
         why = {row: "the similarity to another answer of the group could not be computed" for row in values.isnan().nonzero()[:, 0].tolist()}  # fmt: skip
@@ -218,7 +219,7 @@ class SemanticAgreement:
         if live:
             question = rollouts.column(self.question)[order[0]] if self.question else rollouts.prompts[order[0]]
             text = question if isinstance(question, str) else str(question[-1].get("content", ""))
-            found = self.compare(text, [answers[order[i]] for i in live]).double()
+            found = self.compare(text, [answers[order[i]] for i in live]).double().cpu()
             index = torch.tensor(live)
             table[index[:, None], index[None]] = found
         return table

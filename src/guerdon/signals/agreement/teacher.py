@@ -65,7 +65,7 @@ class TeacherVote(Vote):
             )
         known: dict[str, int] = {}
         codes = answer_codes([self.answer(text) for text in rollouts.completions], known)
-        names, group = torch.unique(rollouts.groups, return_inverse=True)
+        names, group = torch.unique(rollouts.groups.cpu(), return_inverse=True)
         prompts = [_prompt(rollouts, int((group == g).nonzero()[0, 0])) for g in range(len(names))]
         texts = shared_work(prompts, lambda share, rank: self._sample(share, rank, rollouts))
         votes = answer_codes([self.answer(text) for of_prompt in texts for text in of_prompt], known)

@@ -47,8 +47,9 @@ def majority(codes: Tensor, cell: Tensor, cells: int) -> Labels:
         cell: [N] int64 in [0, cells).
         cells: C.
     """
-    label = torch.full((cells,), -1)
-    share = torch.zeros(cells, dtype=torch.float64)
+    cell = cell.to(codes.device)
+    label = torch.full((cells,), -1, device=codes.device)
+    share = torch.zeros(cells, dtype=torch.float64, device=codes.device)
     voters = torch.bincount(cell, minlength=cells)
     live = (codes >= 0).nonzero()[:, 0]
     if not len(live):
@@ -58,7 +59,7 @@ def majority(codes: Tensor, cell: Tensor, cells: int) -> Labels:
     first = torch.full_like(pair, len(codes)).scatter_reduce(0, which, live, "amin")
     owner = pair // kinds
     rank = count * (len(codes) + 1) - first  # count decides, then the earlier one
-    best = torch.full((cells,), -1).scatter_reduce(0, owner, rank, "amax")
+    best = torch.full_like(label, -1).scatter_reduce(0, owner, rank, "amax")
     won = rank == best[owner]
     label[owner[won]] = pair[won] % kinds
     share[owner[won]] = count[won].double() / torch.bincount(cell[live], minlength=cells)[owner[won]]
@@ -75,7 +76,9 @@ def cross_labels(codes: Tensor, question: Tensor, view: Tensor) -> Labels:
         Labels of [B] tensors; voters 0 where no other view of the question is there.
     """
     size, questions = len(codes), int(question.max()) + 1 if len(question) else 0
-    found = Labels(torch.full((size,), -1), torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.long))
+    question, view = question.to(codes.device), view.to(codes.device)
+    none = torch.full((size,), -1, device=codes.device)
+    found = Labels(none, torch.zeros_like(none, dtype=torch.float64), torch.zeros_like(none))
     for own in view.unique():
         rows, others = view == own, view != own
         votes = majority(codes[others], question[others], questions)
@@ -141,7 +144,7 @@ class SameViewVote(Vote):
     def __call__(self, rollouts: Rollouts, scores: Scores) -> dict[str, Rewards]:
         known: dict[str, int] = {}
         codes = answer_codes([self.answer(text) for text in rollouts.completions], known)
-        names, group = torch.unique(rollouts.groups, return_inverse=True)
+        names, group = torch.unique(rollouts.groups.cpu(), return_inverse=True)
         votes = majority(codes, group, len(names))
         return self.rewards(rollouts, codes, Labels(*(values[group] for values in votes)), known)
 

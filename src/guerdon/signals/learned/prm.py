@@ -216,6 +216,7 @@ def classify_positions(model: Any, prm: PrmInput, positions: Tensor, token_budge
     classes = model.config.num_labels
     device = next(model.parameters()).device
     out = torch.zeros(*positions.shape, classes, device=device)
+    prm, positions = PrmInput(*(tensor.cpu() for tensor in prm)), positions.cpu()  # rows are chosen here
     lengths = prm.mask.sum(1).clamp(max=limit)
     wanted = (positions >= 0).any(1)
     with evaluating(model):

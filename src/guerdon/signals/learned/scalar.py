@@ -78,7 +78,7 @@ class RewardModel:
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards:
         model, tokenizer = self.load()
-        ids, mask = self._input(rollouts, tokenizer)
+        ids, mask = (tensor.cpu() for tensor in self._input(rollouts, tokenizer))  # rows are chosen here
         limit = getattr(model.config, "max_position_embeddings", None) or ids.shape[1]
         lengths = mask.sum(1)
         fits = (lengths <= limit) & (lengths > 0)

@@ -90,7 +90,7 @@ def chain_contexts(model: Any, prompt: Any, layout: ChainLayout, chain: Tensor) 
 
     opening = encode_continuation(model.tokenizer, layout.think[0])
     bridge = encode_continuation(model.tokenizer, layout.bridge)
-    return torch.cat([encode_prompt(model.tokenizer, prompt), opening, chain, bridge])
+    return torch.cat([encode_prompt(model.tokenizer, prompt), opening, chain.cpu(), bridge])
 
 
 def leaks(text: str, answer: str, pieces: int) -> bool:

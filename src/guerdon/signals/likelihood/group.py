@@ -34,7 +34,7 @@ def rank_rewards(perplexity: Tensor, valid: Tensor, group_ids: Tensor) -> Tensor
         [B] float64 in [0, 1], 0 where not valid.
     """
     live = valid.bool() & torch.isfinite(perplexity)
-    _, group = torch.unique(group_ids, return_inverse=True)
+    _, group = torch.unique(group_ids.to(perplexity.device), return_inverse=True)
     order = torch.argsort(torch.where(live, perplexity.double(), float("inf")), stable=True)
     order = order[torch.argsort(group[order], stable=True)]  # by group, then the rows that count by perplexity
     order = order[live[order]]
@@ -42,7 +42,7 @@ def rank_rewards(perplexity: Tensor, valid: Tensor, group_ids: Tensor) -> Tensor
     begins = sizes.cumsum(0) - sizes
     rank = torch.arange(len(order), device=order.device) - begins[group[order]]
     size = sizes[group[order]].double()
-    return torch.zeros(len(perplexity), dtype=torch.float64).index_put((order,), (size - rank) / size)
+    return torch.zeros_like(perplexity, dtype=torch.float64).index_put((order,), (size - rank) / size)
 
 
 def efficiency_rewards(perplexity: Tensor, lengths: Tensor, valid: Tensor, group_ids: Tensor) -> Tensor:
@@ -57,7 +57,8 @@ def efficiency_rewards(perplexity: Tensor, lengths: Tensor, valid: Tensor, group
         [B] float64 in [0, 1], 0 where not valid or alone.
     """
     live = valid.bool() & ~perplexity.isnan()
-    rewards = torch.zeros(len(perplexity), dtype=torch.float64)
+    group_ids = group_ids.to(perplexity.device)
+    rewards = torch.zeros_like(perplexity, dtype=torch.float64)
     for group in group_ids[
         live
     ].unique():  # pairs of one group at a time: memory is the square of a group, not of the batch

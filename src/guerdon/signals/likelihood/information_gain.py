@@ -101,6 +101,7 @@ class InformationGain:
         self._model = instrument
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> dict[str, Rewards]:
+        rollouts = rollouts.to("cpu")  # turns are worked with one by one
         spans = rollouts.segment(self.turns)
         paid = replace(spans, mask=_all_but_last(spans.mask))
         confidences, why = self.confidences(rollouts)

@@ -124,6 +124,7 @@ class PathFaithfulness(Bound):
         )
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> dict[str, Rewards]:
+        rollouts = rollouts.to("cpu")  # indices of rows and steps are worked with one by one
         spans = rollouts.segment(self.steps)
         asked = spans.mask.any(1) & ~self._solved(rollouts, spans, scores)
         missing = [not references_of(cell) for cell in rollouts.column(self.reference)]

@@ -134,4 +134,4 @@ class ReferenceLikelihood(Bound):
     def _spans(self, rollouts: Rollouts, placed: Placed) -> Spans:
         if self.span == "completion" or not rollouts.has_tokens:
             return Spans.sequence(rollouts.lengths)
-        return Spans.sequence(torch.minimum(placed.reasoning, rollouts.lengths))
+        return Spans.sequence(torch.minimum(placed.reasoning.cpu(), rollouts.lengths.cpu()))
