@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from guerdon.errors import CapabilityError, MissingColumn, ShapeError
+from guerdon.errors import CapabilityError, ShapeError
+from guerdon.paths import column_values
 from guerdon.spans import Spans, stack_spans
 
 Message = dict[str, Any]
@@ -220,10 +221,8 @@ class Rollouts:
         return self.mask.sum(1)
 
     def column(self, name: str) -> list[Any]:
-        """A data column. Raises MissingColumn, which names the ones there are."""
-        if name not in self.columns:
-            raise MissingColumn(name, list(self.columns))
-        return self.columns[name]
+        """A data column, or what a dotted path leads to in one (`guerdon.paths`). Raises MissingColumn, which names the ones there are."""
+        return self.columns[name] if name in self.columns else column_values(self.columns, name)
 
     def logprob(self, role: str) -> LogProbs:
         """Log-probabilities by role. Raises CapabilityError where the engine did not provide them."""

@@ -8,7 +8,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guerdon.credit import group_normalise, group_stats, group_sum, leave_one_out_mean, normalise_then_sum, whiten
+from guerdon.credit import (
+    DropUniformGroups,
+    GroupNorm,
+    LeaveOneOut,
+    PerRewardNorm,
+    RunningMoments,
+    StdEMAFilter,
+    ToTokens,
+    WeightedAdvantages,
+    Whiten,
+    apply_moments,
+    early_advantages,
+    group_normalise,
+    group_stats,
+    group_sum,
+    leave_one_out_mean,
+    normalise_then_sum,
+    update_moments,
+    whiten,
+)
+from guerdon.credit.likelihood import JensenAdvantage
+from guerdon.rewards import Rewards
+from guerdon.rollouts import Rollouts
+from guerdon.system import System
 
 NAN = float("nan")
 
@@ -136,6 +159,8 @@ def test_equals_trl_bit_for_bit(scale, size, broken):
     ours = group_normalise(rewards, groups, **OPTIONS[scale])
     assert ours.dtype == torch.float32
     theirs = trl_advantages(rewards, size, scale)
+    assert float(theirs[:size].abs().max()) < 1e-3
+    theirs[:size] = 0.0  # the rounding of equal rewards, over its own std: theirs is noise, ours is exactly 0
     assert torch.equal(torch.nan_to_num(ours, nan=0.0), theirs)
     assert torch.equal(ours.isnan(), rewards.isnan()), "an instrument's failure stays visible"
 
@@ -164,3 +189,115 @@ def test_flat_groups_and_whitening_by_hand():
     assert whiten(values, mask, std="population")[0, 0].item() == pytest.approx(-math.sqrt(2))
     one = torch.tensor([[True, False, False], [False, False, False]])
     assert whiten(values, one).abs().sum() == 0, "one cell alone has no spread"
+
+
+# -- equal rewards have no spread, whatever float arithmetic says -----------------------------------------------------------
+
+EQUAL = [0.35, 0.1, -0.7, 3.3, 17.37, 100.1, -1234.7, 5000.3]
+
+
+def noisy(value, size, dtype=torch.float32):
+    """`value` as it arrives by different routes: off by one unit in the last place in every other row."""
+    values = torch.full((size,), value, dtype=dtype)
+    values[::2] = torch.nextafter(values[::2], torch.tensor(math.inf, dtype=dtype))
+    return values
+
+
+@pytest.mark.parametrize("value", EQUAL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_get_exactly_zero_at_any_epsilon(value, dtype):
+    for size in (2, 3, 5, 6, 7, 8, 16):
+        groups = torch.zeros(size, dtype=torch.long)
+        for values in (torch.full((size,), value, dtype=dtype), noisy(value, size, dtype)):
+            for eps in (1e-4, 1e-6, 1e-12, 0.0):
+                for options in (
+                    {},
+                    {"std": "population"},
+                    {"std": None},
+                    {"std_over": "batch"},
+                    {"dtype": torch.float64},
+                ):
+                    assert group_normalise(values, groups, eps=eps, **options).abs().max() == 0, (size, eps, options)
+            assert group_stats(values, groups, std="population").std.max() == 0
+            assert (values - leave_one_out_mean(values, groups)).abs().max() == 0
+            mask = torch.ones(1, size, dtype=torch.bool)
+            assert whiten(values[None], mask, eps=0.0).abs().max() == 0
+
+
+def test_equal_rewards_beside_others_failures_and_sessions():
+    values = torch.tensor([100.1] * 5 + [NAN, 1.0, 0.0, 1.0])
+    groups = torch.tensor([0] * 6 + [1] * 3)
+    ours = group_normalise(values, groups, eps=1e-8)
+    assert ours[:5].tolist() == [0] * 5 and ours[5].isnan() and ours[6] > 0 > ours[7]
+    # ragged groups take another path than equal ones; rows of one session are one sample, whatever each of them got
+    sessions = torch.tensor([0, 0, 1, 2])
+    centred = group_normalise(torch.tensor([99.1, 101.1, 100.1, 100.1]), torch.zeros(4), sample_ids=sessions, eps=0.0)
+    assert centred.tolist() == [0, 0, 0, 0]
+    alone = group_normalise(torch.tensor([1.0, 3.0]), torch.zeros(2), sample_ids=torch.zeros(2))
+    assert alone.tolist() == [0, 0], "one session alone has no statistic"
+
+
+def test_what_differs_by_more_than_rounding_is_still_seen():
+    groups = torch.zeros(4, dtype=torch.long)
+    for values in (
+        torch.tensor([1.0, 1.0, 1.0, 1.00001]),
+        torch.tensor([1e-30, 1e-30, 1e-30, 2e-30]),
+        torch.tensor([1.0, 1.0, 1.0, 1.0 + 1e-12], dtype=torch.float64),
+        torch.tensor([1.0, 1.0, 1.0, 1.0078125], dtype=torch.bfloat16),  # one step of bfloat16
+        torch.tensor([-1e-12, 0.0, 0.0, 0.0]),
+    ):
+        assert group_stats(values, groups).std.min() > 0
+        spread = group_normalise(values, groups, eps=0.0, dtype=torch.float64)
+        assert spread.abs().max().item() == pytest.approx(1.5, abs=0.02)
+
+
+def link_advantages(links, sources, size):
+    """Advantages of rows of three tokens, groups of `size`, from one value a row and source."""
+    rows = len(next(iter(sources.values())))
+    rollouts = Rollouts(["q"] * rows, ["abc"] * rows, completion_ids=torch.zeros(rows, 3, dtype=torch.long),
+                        completion_mask=torch.ones(rows, 3, dtype=torch.bool), group_ids=torch.arange(rows) // size)  # fmt: skip
+    signals = {name: lambda r, _, v=values: Rewards.sequence(v.clone(), r) for name, values in sources.items()}
+    return System(signals, links)(rollouts)
+
+
+def test_every_link_over_group_statistics_gives_equal_rewards_zero():
+    values = torch.cat([noisy(100.1, 8), noisy(-1234.7, 8)])
+    to_tokens = ToTokens("x", "whole")
+    for links in (
+        [GroupNorm("x", eps=1e-6), to_tokens],
+        [LeaveOneOut("x"), to_tokens, Whiten("x", eps=0.0)],
+        [PerRewardNorm("x", into="x", eps=1e-8), to_tokens],
+        [JensenAdvantage("x"), to_tokens],
+    ):
+        assert link_advantages(links, {"x": values}, 8).advantages.abs().max() == 0, links
+    for link in (PerRewardNorm(into="z", eps=1e-8), WeightedAdvantages(("x", "y"), (1.0, 0.3), into="z", eps=1e-8)):
+        both = link_advantages([link, ToTokens("z", "whole")], {"x": values, "y": values / 3}, 8)
+        assert both.advantages.abs().max() == 0, link
+    cancelling = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0])
+    pair = {"x": cancelling, "y": 1 - cancelling}
+    assert (
+        link_advantages([PerRewardNorm(into="z", eps=1e-8), ToTokens("z", "whole")], pair, 3).advantages.abs().max()
+        == 0
+    )
+
+
+def test_filters_see_equal_rewards():
+    values = torch.cat([noisy(100.1, 8), torch.tensor([1.0, 0.0] * 4)])
+    scores = link_advantages([DropUniformGroups("x"), GroupNorm("x"), ToTokens("x", "whole")], {"x": values}, 8)
+    assert scores.keep.tolist() == [False] * 8 + [True] * 8
+    assert "same reward" in scores.notes["dropped"][0]
+    scores = link_advantages(
+        [StdEMAFilter("x", start=1, filter_from=1), GroupNorm("x"), ToTokens("x", "whole")], {"x": values}, 8
+    )
+    assert scores.metrics["std_filter/std"] == pytest.approx(float(values[8:].double().std()) / 2)
+
+
+def test_running_and_early_statistics_of_equal_rewards():
+    moments = update_moments(update_moments(RunningMoments(), torch.full((7,), 100.1)), noisy(100.1, 8))
+    assert moments.std == 0
+    assert apply_moments(torch.full((3,), 100.1), moments, "meanstd").abs().max() < 1e-4
+    assert apply_moments(noisy(100.1, 2), moments, "minmax").tolist() == [0.5, 0.5]
+    returns = torch.full((7, 2), 100.1, dtype=torch.float64)
+    groups = torch.zeros(7, dtype=torch.long)
+    assert early_advantages(returns, groups, "start", eps=1e-12).abs().max() == 0
+    assert early_advantages(returns, groups, "position").abs().max() == 0

@@ -44,3 +44,21 @@ def test_demonstrations_do_not_know_labels_without_evidence() -> None:
     assert sum(a == row["answer"] for a, row in zip(answers, rows, strict=True)) / 2000 == pytest.approx(
         1 / 8, abs=0.03
     )
+
+
+def test_the_spoken_arm_is_paid_as_the_published_one() -> None:
+    """Half of form, correctness and 1 - (correctness - confidence)^2; nothing without the form."""
+    from guerdon.systems.reproductions.csr_training import spoken_reward
+
+    assert spoken_reward("2|9.", "2") == pytest.approx(1.5) and spoken_reward("2|0.", "3") == pytest.approx(1.0)
+    assert spoken_reward("2|9.", "3") == pytest.approx(0.5) and spoken_reward("2", "2") == 0.0
+
+
+def test_all_arms_but_a_pair_have_one_advantage_rule() -> None:
+    from guerdon.systems.reproductions.csr_training import ARMS, DIVIDED_CORRECT, DIVIDED_CSR
+
+    task = look_ups(train_size=4, held_out_size=4)
+    divided = {
+        arm for arm, make in ARMS.items() if any(getattr(link, "std", None) is not None for link in make(task).chain)
+    }
+    assert divided == {DIVIDED_CORRECT, DIVIDED_CSR}

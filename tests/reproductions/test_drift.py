@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from guerdon import System
-from guerdon.credit import KLPenalty, ToTokens, Whiten
+from guerdon.credit import GroupNorm, KLPenalty, On, Scale, ToTokens, Whiten
 from guerdon.rollouts import Clock
+from guerdon.systems import par
 from guerdon.systems.reproductions.drift import ProxyRewardModel, log_density, to_rollouts, train, true_reward
 
 
@@ -36,3 +37,15 @@ def test_an_uncentred_unbounded_reward_drifts_and_the_run_repeats() -> None:
     assert first == run()
     # whitened advantages move a mean of unit variance by lr a step in expectation, whatever the scale of the reward
     assert first[-1] == pytest.approx(2 + 40 * 0.05, abs=0.5)
+
+
+def test_the_kl_term_is_the_trainer_s_and_pulls_to_the_reference() -> None:
+    """Without a reward only the term is left; its expected slope is mean - 2, as that of KL(reference || policy)."""
+    flat = System(
+        {"rm": ProxyRewardModel()}, [GroupNorm("rm", std=None), On("rm", Scale(0.0)), ToTokens("rm", "whole")]
+    )
+    pulled = train(flat, seed=1, updates=1, batch=200_000, lr=1.0, beta=1.0)
+    assert pulled.mean[0] == pytest.approx(2.0, abs=0.02), "the policy is the reference"
+    held = train(par(rm=ProxyRewardModel()), seed=0, updates=300, lr=0.2, beta=0.005)
+    divided = train(par(rm=ProxyRewardModel(), carrier="grpo"), seed=0, updates=300)
+    assert max(held.mean) < 7.5 < 10 < divided.mean[-1], "the default carrier levels off where division drifts on"

@@ -12,7 +12,14 @@ import torch
 from guerdon import Clock
 from guerdon.systems.noisy_rpr import rpr_calibrated
 from guerdon.systems.reproduction import Budget, save
-from guerdon.systems.reproductions.helpful_pairs import THINGS, first_reaching, helpful_pairs, train_head
+from guerdon.systems.reproductions.helpful_pairs import (
+    THINGS,
+    Checkpoint,
+    first_reaching,
+    helpful_pairs,
+    spread_grows,
+    train_head,
+)
 from guerdon.systems.reproductions.noisy_rpr import CAP, MISSES, flip_share, open_world, run_noise, run_open, sums_world
 
 
@@ -93,6 +100,26 @@ def test_the_head_regresses_on_one_and_zero_and_things_are_not_shared() -> None:
     blind = train_head(torch.randn(len(pairs.texts), 16, generator=generator), pairs, 0, steps=50)
     assert abs(blind[-1].accuracy - 0.5) < 0.2 and blind[-1].variance < found[-1].variance
     assert first_reaching(found, (0.65, 2.0))[1] is None
+
+
+def test_the_claim_about_checkpoints_can_fail() -> None:
+    """One checkpoint three times, a level that is never reached, a variance that falls: none of them is growth."""
+    low, middle, high = Checkpoint(3, 0.66, 0.02), Checkpoint(9, 0.76, 0.05), Checkpoint(40, 0.86, 0.1)
+    assert spread_grows([low, middle, high])
+    assert not spread_grows([high, high, high]) and not spread_grows([low, middle, None])
+    assert not spread_grows([low, middle, high._replace(variance=0.04)])
+    assert not spread_grows([low, middle._replace(accuracy=0.66), high])
+
+
+def test_the_head_starts_at_chance_and_learns_slowly_enough_to_have_different_checkpoints() -> None:
+    pairs = helpful_pairs(THINGS)
+    useful = torch.zeros(len(pairs.texts))
+    useful[pairs.helpful] = 1.0
+    states = torch.randn(len(pairs.texts), 256, generator=torch.Generator().manual_seed(0)) + 0.5 * useful[:, None]
+    starts = [train_head(states, pairs, seed, steps=1)[0].accuracy for seed in range(6)]
+    assert min(starts) < 0.5 < max(starts), "on either side of chance"
+    reached = first_reaching(train_head(states, pairs, 0, steps=200), (0.65, 0.75, 0.85))
+    assert all(c is not None for c in reached) and len({c.step for c in reached if c is not None}) == 3
 
 
 def test_the_reproduction_runs_to_its_record(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from guerdon.signals.learned.train_crm import (
     train_crm,
     write_pairs,
 )
+from guerdon.systems.crm import crf_reward
 
 NAN = float("nan")
 
@@ -79,9 +80,31 @@ def test_monotone_where_right_flat_where_wrong_and_always_ordered(
     assert added[3] == pytest.approx(alpha * high * (s + d)), "the additive form pays for being short and wrong"
 
 
-def test_signed_outcomes_are_not_punished_for_being_concise() -> None:
-    found = conciseness_function(torch.tensor([-1.0, -1.0]), torch.tensor([0.1, 1.0]), 0.5, 1.0, 1.0)
-    assert found.tolist() == [-1, -1]
+def test_the_function_is_the_plain_formula_and_the_system_spares_signed_outcomes() -> None:
+    """The bracket on an outcome of -1 punishes the concise wrong answer more; the function says so, the chain does not do it."""
+    outcomes, scores = [-1.0, -1.0, 1.0, 0.0], [0.1, 1.0, 0.5, 0.5]
+    plain = crf_reward(outcomes, scores, alpha=0.5, annealing=1.0, difficulty=1.0)["rewards"]
+    assert plain.tolist() == pytest.approx([-1.1, -2.0, 1.5, 0.0])
+    tensors = (torch.tensor(values, dtype=torch.float64) for values in (outcomes, scores))
+    assert torch.equal(conciseness_function(*tensors, 0.5, 1.0, 1.0), plain)
+    rows = rollouts(outcomes, [0] * 4, c=scores)
+    reward = guerdon.systems.crm(verifier=Column("ok"), crm=Column("c"))(rows).reward.tolist()
+    assert reward[:2] == [-1.0, -1.0] and reward[2] > 1.0 and reward[3] == 0.0
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_schedule_runs_the_way_it_is_asked_to(schedule: Any, reverse: bool) -> None:
+    """s is 1, 3/4, 0 at the start, a quarter and the end of a run (linear), and 0, 1/4, 1 in reverse; constant is 1."""
+    system = guerdon.systems.crm(
+        verifier=Column("ok"), crm=Column("c"), alpha=0.5, schedule=schedule, reverse=reverse, difficulty="none"
+    )
+    for step, linear in ((0, 1.0), (25, 0.75), (100, 0.0)):
+        u = 1 - linear if not reverse else linear
+        expected = {"linear": 1 - u, "cosine": (1 + math.cos(math.pi * u)) / 2, "constant": 1.0}[schedule]
+        scores = system(rollouts([1.0, 0.0], [0, 0], Clock(step, 100, True), c=[0.8, 0.8]))
+        assert scores.metrics["conciseness/annealing"] == pytest.approx(expected)
+        assert scores.reward.tolist() == pytest.approx([1 + 0.5 * 0.8 * expected, 0.0])
 
 
 def test_difficulty_by_hand() -> None:

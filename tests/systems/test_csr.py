@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guerdon import ConfigError, Rewards, Rollouts, ShapeError
-from guerdon.credit import auroc, expected_calibration_error
+from guerdon.credit import auroc, confidence_bins, expected_calibration_error
 from guerdon.rewards import Scores
 from guerdon.signals.agreement import (
     Embedding,
@@ -174,7 +175,8 @@ def test_clusters_are_greedy_and_by_the_first_member() -> None:
     assert cluster_by_equivalence(chain) == [0, 0, 1], "the third is like the second, which is not the first member"
     assert cluster_by_equivalence(torch.zeros(3, 3)) == [0, 1, 2], "the diagonal is not needed"
     assert semantic_confidence(["b", "a", "a", "b"])[:2] == (0.5, 0)
-    assert math.isnan(semantic_confidence([]).confidence) and semantic_confidence([]).representative is None
+    nothing = semantic_confidence([])
+    assert nothing == (0.0, None, 0.0), "no samples speak for no answer"
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.7, 1.0]), st.booleans()), min_size=1, max_size=20))
@@ -191,6 +193,66 @@ def test_metrics_by_hand(drawn: list[tuple[float, bool]]) -> None:
     pairs = [(a > b) + 0.5 * (a == b) for a, k in drawn if k for b, other in drawn if not other]
     found = auroc(confidences, correct)
     assert math.isnan(found) if not pairs else found == pytest.approx(sum(pairs) / len(pairs))
+
+
+SHARES = [(k, n) for n in range(1, 41) for k in range(n + 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n_bins", [5, 10, 15, 20])
+def test_shares_fall_into_the_bins_of_exact_arithmetic(dtype: torch.dtype, n_bins: int) -> None:
+    """k of K, K up to 40, computed by division, by counting up, and in single precision before it became double."""
+    exact = [Fraction(k, n) * n_bins for k, n in SHARES]
+    upper = [max(0, math.ceil(place) - 1) for place in exact]
+    lower = [min(n_bins - 1, math.floor(place)) for place in exact]
+    divided = torch.tensor([k for k, _ in SHARES], dtype=dtype) / torch.tensor([n for _, n in SHARES], dtype=dtype)
+    counted = torch.stack(
+        [torch.full((k,), 1 / n, dtype=dtype).sum() if k else torch.zeros((), dtype=dtype) for k, n in SHARES]
+    )
+    for shares in (divided, counted, divided.float().double()):
+        assert confidence_bins(shares, n_bins, "upper").tolist() == upper
+        assert confidence_bins(shares, n_bins, "lower").tolist() == lower
+
+
+@pytest.mark.parametrize("edges", ["upper", "lower"])
+@given(st.lists(st.tuples(st.sampled_from(SHARES), st.booleans()), min_size=1, max_size=30))
+def test_the_calibration_error_is_the_same_in_both_precisions(edges: Any, drawn: Any) -> None:
+    right = torch.tensor([float(ok) for _, ok in drawn])
+    shares = [k / n for (k, n), _ in drawn]
+    single, double = (torch.tensor(shares, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    found = expected_calibration_error(single, right, edges=edges)
+    assert found == pytest.approx(expected_calibration_error(double, right, edges=edges), abs=1e-6)
+    assert found == pytest.approx(expected_calibration_error(shares, right, edges=edges), abs=1e-6)
+
+
+def test_the_edge_rule_decides_and_is_an_argument() -> None:
+    """Hand-computed: under (lo, hi] 0.9 and 1.0 have bins of their own, under [lo, hi) they share the last one."""
+    sure, right = torch.tensor([0.9, 1.0]), torch.tensor([1.0, 0.0])
+    assert expected_calibration_error(sure, right) == pytest.approx(0.55)
+    assert expected_calibration_error(sure, right, edges="lower") == pytest.approx(0.45)
+    for dtype in (torch.float32, torch.float64):
+        assert expected_calibration_error(torch.tensor([0.2, 0.25], dtype=dtype), right) == pytest.approx(0.525)
+    assert confidence_bins(torch.tensor([0.0, 1.0])).tolist() == [0, 9]
+    assert confidence_bins(torch.tensor([0.1999, 0.2001]), edges="lower").tolist() == [1, 2], (
+        "near an edge is not on it"
+    )
+    assert confidence_bins(torch.tensor([0.1999, 0.2001])).tolist() == [1, 2]
+    assert math.isnan(expected_calibration_error([], []))
+    with pytest.raises(ConfigError, match="edges"):
+        confidence_bins(sure, 10, "middle")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="n_bins"):
+        expected_calibration_error(sure, right, 0)
+
+
+def test_the_log_has_the_calibration_of_single_precision_shares() -> None:
+    """Agreement among six is k/5: on an edge each time, and rewards are float32."""
+    rollouts = batch(["a", "a", "b", "b", "b", "c"])
+    scores = csr(verifier=Right("a"))(rollouts)
+    assert scores.raw["agreement"].values[:, 0].tolist() == pytest.approx([0.2, 0.2, 0.4, 0.4, 0.4, 0.0])
+    assert scores.metrics["agreement/ece"] == pytest.approx((2 * 0.8 + 3 * 0.4) / 6)
+    mixed = csr(verifier=Right("a", "d"))(batch(["a", "a", "b", "b", "d", "d"], ["a", "b", "b", "c", "c", "c"]))
+    # 0.2 holds right and wrong answers of both groups; 0.25 would be in the next bin, and no float error may put 0.2 there
+    assert mixed.metrics["agreement/ece"] == pytest.approx((abs(6 * 0.2 + 2 * 0.2 - 4) + 3 * 0.4 + abs(0 - 1)) / 12)
 
 
 # --- the composition -------------------------------------------------------------------------------------------------

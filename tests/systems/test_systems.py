@@ -1,6 +1,7 @@
 """The published compositions on rollouts: what they compute end to end, and the catalogue."""
 
 import importlib
+import math
 import subprocess
 import sys
 
@@ -116,6 +117,26 @@ def test_pure_openrlhf_equals_its_vector_function(baseline):
         True,
     )
     torch.testing.assert_close(scores.advantages.double(), expected["advantages"] * mask, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_separators", [True, False])
+def test_pure_openrlhf_standardises_over_the_tokens_it_credits(mask_separators):
+    """Population variance over all credited tokens of the batch; delimiters that are masked are in no statistic and stay 0."""
+    rollouts = batch()
+    options = dict(
+        prm=Given(STEPS, "steps"), verifier=Given(ANSWERS), baseline="openrlhf_token", mask_separators=mask_separators
+    )
+    raw = guerdon.systems.pure(**options, adv_norm=False)(rollouts).advantages.double()
+    found = guerdon.systems.pure(**options)(rollouts).advantages.double()
+    credited = rollouts.mask.clone()
+    if mask_separators:
+        for row, ends in enumerate([[3, 6], [4], [2, 5, 7], [2]]):
+            credited[row, ends] = False
+    values = raw[credited]
+    expected = torch.zeros_like(raw)
+    expected[credited] = (values - values.mean()) / values.var(unbiased=False).sqrt()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert float((found - raw).abs().max()) > 0.1
 
 
 def test_prompts_without_answers_get_no_verifier_advantage():
@@ -240,6 +261,49 @@ def test_every_shaping_of_par_runs(shaping):
     assert scores.keep.tolist() == [True, True, True, not uses_references]
     if uses_references:
         assert "ref_rewards" in scores.notes["dropped"][3]
+
+
+def test_each_shaping_of_par_is_its_formula():
+    """By hand, with the paper's own constants: SGFC's shift of 3, Ceil's limit of 4."""
+    raw, references = [1.0, 2.0, 4.5, 7.0], [[0.5], [0.5, 1.0], [2.0], [4.0, 6.0]]
+    rollouts = batch(columns={"ref_rewards": references})
+
+    def reward(**options):
+        return guerdon.systems.par(rm=Given(raw), **options)(rollouts).reward.tolist()
+
+    def mean_of(f):
+        return [sum(f(r - m) for m in refs) / len(refs) for r, refs in zip(raw, references, strict=True)]
+
+    def sigma(x):
+        return 1 / (1 + math.exp(-x))
+
+    assert reward(shaping="sgfc") == pytest.approx(mean_of(lambda x: sigma(x - 3)), abs=1e-6)
+    assert reward(shaping="sgfc", sigmoid_k=3.0) == pytest.approx(mean_of(lambda x: sigma(3 * (x - 3))), abs=1e-6)
+    assert reward(shaping="tanh") == pytest.approx(mean_of(math.tanh), abs=1e-6)
+    assert reward(shaping="centred") == pytest.approx(mean_of(lambda x: x), abs=1e-6)
+    assert reward(sigmoid_k=2.0) == pytest.approx(mean_of(lambda x: sigma(2 * x)), abs=1e-6)
+    assert reward(max_ref=1)[3] == pytest.approx(sigma(3.0), abs=1e-6)
+    assert reward(shaping="sigmoid") == pytest.approx([sigma(r) for r in raw], abs=1e-6)
+    assert reward(shaping="uncentred_tanh") == pytest.approx([math.tanh(r) for r in raw], abs=1e-6)
+    assert reward(shaping="ceil") == [1.0, 2.0, 4.0, 4.0] and reward(shaping="ceil", ceil=2.0) == [1.0, 2.0, 2.0, 2.0]
+    assert reward(shaping="vanilla") == raw
+    assert reward(shaping="vanilla", valid_len=3, len_penalty=0.5) == [1.0 - 2, 2.0 - 1, 4.5 - 2.5, 7.0], (
+        "7, 5, 8 and 3 tokens"
+    )
+
+
+def test_par_s_default_carrier_keeps_what_the_sigmoid_says():
+    """A group that is far above its references has nearly equal rewards, so hardly any advantage; division by the std makes it loud again."""
+    rollouts = batch(columns={"ref_rewards": [[0.0]] * 4})
+    far, near = [12.0, 13.0, -0.5, 0.5], slice(2, 4)
+    default = guerdon.systems.par(rm=Given(far))
+    assert default.needs == frozenset(), "nothing the trainer does not have"
+    kept = default(rollouts).advantages[:, 0]
+    assert float(kept[:2].abs().max()) < 1e-5 < 0.1 < float(kept[near].abs().min())
+    divided = guerdon.systems.par(rm=Given(far), carrier="grpo")(rollouts).advantages[:, 0]
+    assert divided.abs().tolist() == pytest.approx([0.5**0.5] * 4, abs=0.03)
+    with pytest.raises(ConfigError, match="carrier"):
+        guerdon.systems.par(rm=Given(far), carrier="dpo")
 
 
 def test_par_reward_is_the_win_probability():

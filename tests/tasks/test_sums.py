@@ -159,7 +159,7 @@ def test_same_seed_same_rows_and_held_out_is_disjoint_for_every_seed():
 
 
 def test_sizes_that_cannot_be_had_are_refused():
-    with pytest.raises(ConfigError, match="held out"):
+    with pytest.raises(ConfigError, match="held-out"):
         sums(terms=(2, 2), held_out_size=100, train_size=10)
     with pytest.raises(ConfigError, match="terms"):
         sums(terms=(1, 4))

@@ -18,9 +18,9 @@ def annotate_command(
     reward: str,
     *,
     part: str | None,
-    prompt: str,
+    prompt: str | None,
     responses: str,
-    completion: str,
+    completion: str | None,
     length_tolerance: float | None,
     seed: int,
     batch_size: int,
@@ -36,9 +36,12 @@ def annotate_command(
         ConfigError: an unknown reward or option, or several sources and none named.
         DataError: a broken file, or not one prompt that gave a pair.
     """
+    from guerdon.io.names import COMPLETION_COLUMNS, PROMPT_COLUMNS, first_of, names_of
     from guerdon.preference import annotate_file
 
-    name, signal = reward_by_name(reward, sets)
+    there = names_of(source)
+    prompt, completion = prompt or first_of(PROMPT_COLUMNS, there), completion or first_of(COMPLETION_COLUMNS, there)
+    name, signal = reward_by_name(reward, sets, there)
     bind_models(signal, model)
     with Progress(console=console, disable=quiet, transient=True) as progress:
         bar = progress.add_task(name, total=None)

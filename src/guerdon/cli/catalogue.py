@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from guerdon.cli.runfolder import provenance
-from guerdon.errors import ConfigError
+from guerdon.errors import ConfigError, nearest
 from guerdon.repository import root
 
 
@@ -54,7 +54,9 @@ def run_reproductions(
     wanted = known if list(names) == ["all"] else list(names)
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ConfigError(f"no reproduction of {', '.join(unknown)}; there are: {', '.join(known)}")
+        raise ConfigError(
+            f"no reproduction of {', '.join(unknown)}{nearest(unknown[0], known)}; there are: {', '.join(known)}"
+        )
     folder = Path(out) if out else (Path("runs/smoke") if smoke else root("results") / "results")
     failed = False
     for name in wanted:
@@ -101,7 +103,7 @@ def run_benchmark(name: str, json_path: Path | None) -> int:
         print("\n".join(f"{bench:12s}{_first_line(folder / f'bench_{bench}.py')}" for bench in there))
         return 0
     if name not in there:
-        raise ConfigError(f"no benchmark {name!r}; there are: {', '.join(there)}")
+        raise ConfigError(f"no benchmark {name!r}{nearest(name, there)}; there are: {', '.join(there)}")
     _module(folder / f"bench_{name}.py").run(json_path)
     return 0
 

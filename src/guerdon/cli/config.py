@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from guerdon.errors import ConfigError
+from guerdon.errors import ConfigError, nearest
 from guerdon.systems.spec import parse_scalar
 
 CONFIG_NAME = "config.yaml"
@@ -30,17 +30,19 @@ class RunConfig(BaseModel):
         "sums", description="sums | reasoning-gym:NAME[,key=value] | a JSONL/Parquet file | a hub data set"
     )
     model: str = Field("tiny", description="tiny | smollm2 | a hub id | a path")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of sampling and training")
     out: str | None = Field(None, description="folder of the run; default runs/SYSTEM-seedN")
 
     steps: int = Field(60, ge=0, description="optimiser steps")
     prompts_per_step: int = Field(8, ge=1, description="distinct prompts sampled for each optimiser step")
-    group_size: int = Field(8, ge=1, description="rollouts of each prompt (G)")
+    group_size: int = Field(
+        8, ge=2, description="rollouts of each prompt (G); rewards are compared within them, so at least 2"
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="default: the model's suggested one (2e-4 tiny, 1e-6 others)"
     )
-    temperature: float = Field(1.0, gt=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    top_p: float = Field(1.0, gt=0, le=1, description="of sampling; 1 = every token can be drawn")
     max_completion_length: int | None = Field(None, ge=1, description="tokens; default: the task's")
     beta: float = Field(0.0, ge=0, description="coefficient of TRL's KL term to the reference (the starting policy)")
     loss_type: str = Field("dapo", description="TRL's GRPO loss type")
@@ -72,10 +74,12 @@ class RunConfig(BaseModel):
 class CompareConfig(RunConfig):
     """Several systems on one task with one budget, over seeds. `system`, `seed` and `out` of RunConfig are set for each run."""
 
-    systems: list[str] = Field(default_factory=lambda: ["outcome", "pure", "pure:credit=sum"])
-    seeds: int = Field(2, ge=1)
+    systems: list[str] = Field(
+        default_factory=lambda: ["outcome", "pure", "pure:credit=sum"], description="what is compared"
+    )
+    seeds: int = Field(2, ge=1, description="runs of each system, with seeds seed, seed + 1, ...")
     jobs: int | None = Field(None, ge=1, description="runs at once; default: one per core, one thread each")
-    out: str | None = Field("runs/compare")
+    out: str | None = Field("runs/compare", description="folder of the comparison; a folder for each run is in it")
 
     def runs(self) -> list[RunConfig]:
         """One RunConfig for each system and seed, seeds outermost so that a stopped comparison has whole seeds first."""
@@ -129,9 +133,19 @@ def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], set
         lines = [
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
         ]
-        known = ", ".join(sorted(kind.model_fields))
-        hint = f"\nknown settings: {known}" if any(e["type"] == "extra_forbidden" for e in error.errors()) else ""
+        unknown = [str(e["loc"][0]) for e in error.errors() if e["type"] == "extra_forbidden"]
+        near = "".join(nearest(key, kind.model_fields) for key in unknown)
+        hint = f"{near}\nknown settings: {', '.join(sorted(kind.model_fields))}" if unknown else ""
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines) + hint) from error
+
+
+def describe_settings(kind: type[RunConfig]) -> str:
+    """Every setting, a line each: its name, its default and what it is."""
+    lines = []
+    for name, field in kind.model_fields.items():
+        default = "" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        lines.append(f"{name:24s}{default:28s}{field.description or ''}".rstrip())
+    return "\n".join(lines)
 
 
 def save(config: RunConfig, folder: Path) -> None:

@@ -27,7 +27,16 @@ console = Console(stderr=True)
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; any setting, see --help of the flags")]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="key=value for any setting; dots nest: --set grpo.num_iterations=2")
+    list[str] | None,
+    typer.Option("--set", help="key=value for any setting of --settings; dots nest: --set grpo.num_iterations=2"),
+]
+Options = Annotated[list[str] | None, typer.Option("--set", help="key=value for any option of the reward")]
+Prompt = Annotated[str | None, typer.Option(help="name of the prompt column; default: prompt, question or problem")]
+Completion = Annotated[
+    str | None,
+    typer.Option(
+        help="name of the column with one completion a row; default: completion, response, output or generation"
+    ),
 ]
 Steps = Annotated[int | None, typer.Option(help="optimiser steps")]
 Task = Annotated[
@@ -43,6 +52,39 @@ GroupSize = Annotated[int | None, typer.Option(help="rollouts of each prompt")]
 PromptsPerStep = Annotated[int | None, typer.Option(help="prompts of each optimiser step")]
 LearningRate = Annotated[float | None, typer.Option(help="default: the model's suggested one")]
 EvalEvery = Annotated[int | None, typer.Option(help="steps between measurements on held-out prompts")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from guerdon import __version__
+
+        print(f"guerdon {__version__}")
+        raise typer.Exit
+
+
+def _print_settings(asked: bool) -> None:
+    if asked:
+        from guerdon.cli.config import CompareConfig, describe_settings
+
+        print(describe_settings(CompareConfig))
+        raise typer.Exit
+
+
+Settings = Annotated[
+    bool,
+    typer.Option(
+        "--settings", callback=_print_settings, is_eager=True, help="show every setting with its default, and exit"
+    ),
+]
+
+
+@app.callback()
+def guerdon(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="show the version, and exit")
+    ] = False,
+) -> None:
+    """Reward design for reinforcement learning: train under published reward systems, compare them, score files."""
 
 
 @app.command(epilog="Example: guerdon train --system pure --steps 60 --out runs/pure")
@@ -63,6 +105,7 @@ def train(
     set_: Sets = None,
     restart: Restart = False,
     quiet: Quiet = False,
+    settings_: Settings = False,
 ) -> None:
     """Train a policy under a reward system; true success beside reward, and a report at the end.
 
@@ -103,6 +146,7 @@ def compare(
     json_out: JsonOut = None,
     restart: Restart = False,
     quiet: Quiet = False,
+    settings_: Settings = False,
 ) -> None:
     """Several systems, the same task and budget, several seeds: intervals, a verdict for each, one report."""
     from guerdon.cli.config import CompareConfig, resolve
@@ -138,8 +182,8 @@ def score(
     reward: Annotated[
         str, typer.Option(help="a signal or a system, options after a colon: math, qa:reference=gold, pure")
     ],
-    prompt: Annotated[str, typer.Option(help="name of the prompt column")] = "prompt",
-    completion: Annotated[str, typer.Option(help="name of the completion column")] = "completion",
+    prompt: Prompt = None,
+    completion: Completion = None,
     group: Annotated[
         str | None, typer.Option(help="column that names a rollout's group; default: equal prompts in a row")
     ] = None,
@@ -153,7 +197,7 @@ def score(
         str | None,
         typer.Option(help="with --endpoint: the served model's tokenizer; default: loaded by --model's name"),
     ] = None,
-    set_: Sets = None,
+    set_: Options = None,
     restart: Restart = False,
     quiet: Quiet = False,
 ) -> None:
@@ -179,16 +223,16 @@ def annotate(
     part: Annotated[
         str | None, typer.Option("--source", help="which of the reward's sources counts, where it has several")
     ] = None,
-    prompt: Annotated[str, typer.Option(help="name of the prompt column")] = "prompt",
+    prompt: Prompt = None,
     responses: Annotated[str, typer.Option(help="name of the column with a list of responses")] = "responses",
-    completion: Annotated[str, typer.Option(help="or of the column with one response a row")] = "completion",
+    completion: Completion = None,
     length_tolerance: Annotated[
         float | None, typer.Option(help="rejected responses of about the chosen one's length only: 0.1 = within 10 %")
     ] = None,
     seed: Annotated[int, typer.Option(help="of the draw of rejected responses")] = 0,
     batch_size: Annotated[int, typer.Option(help="input rows at once")] = 16,
     model: ModelName = None,
-    set_: Sets = None,
+    set_: Options = None,
     restart: Restart = False,
     quiet: Quiet = False,
 ) -> None:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from guerdon.cli.models import resolve_model
-from guerdon.errors import ConfigError
+from guerdon.errors import ConfigError, nearest
 from guerdon.system import System
 from guerdon.systems.spec import parse_scalar, parse_spec
 
@@ -41,8 +41,8 @@ def score_command(
     target: Path,
     reward: str,
     *,
-    prompt: str,
-    completion: str,
+    prompt: str | None,
+    completion: str | None,
     group: str | None,
     batch_size: int,
     model: str | None,
@@ -53,10 +53,16 @@ def score_command(
     quiet: bool,
     console: Console,
 ) -> None:
-    """Score a file and say how it went. Raises ConfigError for an unknown reward or option, DataError for a broken file."""
-    from guerdon.io import ScoreProgress, score_file
+    """Score a file and say how it went. Raises ConfigError for an unknown reward or option, DataError for a broken file.
 
-    name, part = reward_by_name(reward, sets)
+    Column names that were not given are those of the file that people usually give them (`io.names`).
+    """
+    from guerdon.io import ScoreProgress, score_file
+    from guerdon.io.names import COMPLETION_COLUMNS, PROMPT_COLUMNS, first_of, names_of
+
+    there = names_of(source)
+    prompt, completion = prompt or first_of(PROMPT_COLUMNS, there), completion or first_of(COMPLETION_COLUMNS, there)
+    name, part = reward_by_name(reward, sets, there)
     provides = bind_models(part, model, endpoint, tokenizer)
     config = {"model": model} | ({"endpoint": endpoint, "tokenizer": tokenizer} if endpoint else {})
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeElapsedColumn())
@@ -94,8 +100,10 @@ def score_command(
         console.print(f"note: {escape(line)}", highlight=False)
 
 
-def reward_by_name(spec: str, sets: Sequence[str] = ()) -> tuple[str, Any]:
+def reward_by_name(spec: str, sets: Sequence[str] = (), columns: Sequence[str] = ()) -> tuple[str, Any]:
     """`math:reference=gold` or a system's spec -> (name, signal or System); `sets` are further key=value options.
+
+    columns: of the file it will read; a verifier whose `reference` is not given reads the first usual name of an answer.
 
     Raises:
         ConfigError: an unknown name, with the known ones; an unknown option, with the signal's own.
@@ -107,21 +115,22 @@ def reward_by_name(spec: str, sets: Sequence[str] = ()) -> tuple[str, Any]:
             raise ConfigError(f"--set takes key=value, got {pair!r}")
         options[key.strip()] = parse_scalar(value)
     if name in SIGNALS:
-        return name, _signal(name, options)
+        return name, _signal(name, options, columns)
     from guerdon.systems import SYSTEMS, VARIANTS
     from guerdon.systems.base import builder_of
 
     if name not in SYSTEMS and name not in VARIANTS:
+        near = nearest(name, [*SIGNALS, *SYSTEMS, *VARIANTS])
         raise ConfigError(
-            f"no reward {name!r}; signals: {', '.join(SIGNALS)}; systems: {', '.join([*SYSTEMS, *VARIANTS])}"
+            f"no reward {name!r}{near}; signals: {', '.join(SIGNALS)}; systems: {', '.join([*SYSTEMS, *VARIANTS])}"
         )
     builder = builder_of(name)
     if isinstance(options.get("verifier"), str):
-        options["verifier"] = signal_by_name(options["verifier"])
+        options["verifier"] = signal_by_name(options["verifier"], columns)
     return name, call_with(builder, options, name)
 
 
-def signal_by_name(spec: str) -> Any:
+def signal_by_name(spec: str, columns: Sequence[str] = ()) -> Any:
     """`math` or `math:reference=gold`, as a part of a system; several options go into brackets: `(qa:reference=gold,metric=f1)`.
 
     Raises:
@@ -129,13 +138,17 @@ def signal_by_name(spec: str) -> Any:
     """
     name, options = parse_spec(spec.removeprefix("(").removesuffix(")"))
     if name not in SIGNALS:
-        raise ConfigError(f"no signal {name!r}: use one of {', '.join(SIGNALS)}")
-    return _signal(name, options)
+        raise ConfigError(f"no signal {name!r}{nearest(name, SIGNALS)}: use one of {', '.join(SIGNALS)}")
+    return _signal(name, options, columns)
 
 
-def _signal(name: str, options: dict[str, Any]) -> Any:
+def _signal(name: str, options: dict[str, Any], columns: Sequence[str] = ()) -> Any:
     from guerdon import signals
+    from guerdon.io.names import ANSWER_COLUMNS, first_of
 
+    default = getattr(inspect.signature(getattr(signals, SIGNALS[name])).parameters.get("reference"), "default", None)
+    if default in ANSWER_COLUMNS and "reference" not in options and columns and default not in columns:
+        options = {**options, "reference": first_of(ANSWER_COLUMNS, columns)}
     return call_with(getattr(signals, SIGNALS[name]), options, name)
 
 
@@ -148,7 +161,11 @@ def call_with(factory: Any, options: dict[str, Any], name: str) -> Any:
         key for key, p in parameters.items() if p.default is p.empty and p.kind in named and key not in options
     )
     if unknown or missing:
-        problem = f"has no option {', '.join(unknown)}" if unknown else f"needs {', '.join(missing)}"
+        problem = (
+            f"has no option {', '.join(unknown)}{nearest(unknown[0], parameters)}"
+            if unknown
+            else f"needs {', '.join(missing)}"
+        )
         hint = f" (such as {name}:verifier=math; a verifier is any signal)" if "verifier" in missing else ""
         raise ConfigError(f"{name} {problem}; its options: {', '.join(parameters)}{hint}")
     return factory(**options)

@@ -207,7 +207,7 @@ def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
     }
     try:
         return GRPOConfig(**{**values, **config.grpo})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # a key or a value that TRL refuses
         raise ConfigError(f"grpo: {error}") from error
 
 

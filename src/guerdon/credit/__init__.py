@@ -27,7 +27,13 @@ from typing import Any
 from guerdon.credit.accumulate import GAE, Accumulate, MinReturn
 from guerdon.credit.by_outcome import ByOutcome, brier_by_outcome, signed_by_outcome
 from guerdon.credit.calibration import Calibrate, Fallback, Shrink, SwitchAt, calibrate_scores, shrink_scores
-from guerdon.credit.confidence import WatchCalibration, auroc, brier_score, expected_calibration_error
+from guerdon.credit.confidence import (
+    WatchCalibration,
+    auroc,
+    brier_score,
+    confidence_bins,
+    expected_calibration_error,
+)
 from guerdon.credit.filters import DropTruncated, DropUniformGroups, OnFailure, StdEMAFilter, std_threshold
 from guerdon.credit.fuse import Drop, Fuse, Gate, weighted_sum
 from guerdon.credit.group_length import GroupLengthPenalty, group_length_penalty
@@ -129,6 +135,7 @@ __all__ = [
     "brier_score",
     "calibrate_scores",
     "clip_scores",
+    "confidence_bins",
     "correlation",
     "delta_scores",
     "early_advantages",

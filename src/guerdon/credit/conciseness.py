@@ -56,10 +56,11 @@ def conciseness_function(
     *,
     form: Form = "multiplied",
 ) -> Tensor:
-    """R_o (1 + alpha c (s + d)) where R_o > 0, and R_o elsewhere; or R_o + alpha c (s + d).
+    """R_o (1 + alpha c (s + d)); or R_o + alpha c (s + d).
 
     Args:
-        outcomes: [B] R_o. Negative ones are left as they are: the bracket would punish a concise wrong answer more.
+        outcomes: [B] R_o. Where it is negative the plain formula punishes a concise wrong answer MORE; `ConcisenessReward` leaves such
+            outcomes as they are.
         conciseness: [B] c in [0.1, 1]. alpha: at least 0. annealing: s in [0, 1]. difficulty: d, a number or [B].
         form: "multiplied" (CRF) or "added".
 
@@ -74,7 +75,7 @@ def conciseness_function(
         return base + bonus
     if form != "multiplied":
         raise ConfigError(f"form={form!r}: use 'multiplied' or 'added'")
-    return torch.where(base > 0, base * (1.0 + bonus), base)
+    return base * (1.0 + bonus)
 
 
 class RewardVariance(NamedTuple):
@@ -104,7 +105,8 @@ def reward_variance(p: float, weight: float, mean: float, variance: float, *, fo
 class ConcisenessReward(LinkBase):
     """The conciseness reward function as a link: an outcome source and a conciseness source become one reward.
 
-    A row whose conciseness does not apply (masked: nobody asked for the score of a wrong answer) keeps its outcome.
+    A row whose conciseness does not apply (masked: nobody asked for the score of a wrong answer) keeps its outcome. So does, in the
+    multiplied form, a row whose outcome is not above 0, whatever its conciseness.
 
     Attributes:
         outcome, score: sequence sources.
@@ -141,7 +143,10 @@ class ConcisenessReward(LinkBase):
         easy = question_difficulty(right, rollouts.groups.cpu(), counts, kind=self.difficulty)
         s = self.schedule.now(rollouts.clock)
         total = conciseness_function(right, score.values[:, 0].cpu(), self.alpha, s, easy, form=self.form)
-        total = torch.where(score.mask[:, 0].cpu() & counts, total, values.double())
+        paid = score.mask[:, 0].cpu() & counts
+        if self.form == "multiplied":
+            paid &= right > 0  # the bracket on a negative outcome would punish a concise wrong answer more
+        total = torch.where(paid, total, values.double())
         reasons = {**score.reasons, **outcome.reasons}
         result = Rewards.sequence(total.to(outcome.values), rollouts)
         result = Rewards(result.values, result.spans, reasons)

@@ -113,7 +113,8 @@ class LeaveOneOut(LinkBase):
         if self.baseline == "mean":
             samples = None if rollouts.sample_ids is None else rollouts.sample_ids.to(device)
             means = totals / counts.sum(1).clamp(min=1)
-            return torch.nan_to_num(leave_one_out_mean(means, groups, rows, sample_ids=samples), nan=0.0)[:, None]
+            others = leave_one_out_mean(means, groups, rows, sample_ids=samples, resolution=rewards.values.dtype)
+            return torch.nan_to_num(others, nan=0.0)[:, None]
         if self.baseline == "per_step":
             return per_step_baseline(totals, counts.sum(1), groups, rows)[:, None]
         if rewards.spans.unit != "token":

@@ -62,6 +62,8 @@ def jensen_advantages(values: Tensor, group_ids: Tensor, mask: Tensor | None = N
     others = others - (size[:, None].double() - 1).clamp(min=1).log()
     baseline = torch.where(size[:, None] > 1, others, 0.0)
     advantages = (whole[:, None] - baseline)[group, column]
+    stats = group_stats(values, group_ids, applies)
+    advantages = torch.where((stats.std == 0) & (stats.size > 1), 0.0, advantages)  # equal values gain nothing
     return torch.where(applies, advantages, 0.0), whole[group]
 
 

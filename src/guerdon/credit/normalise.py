@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from guerdon.credit.groups import SingletonStats, group_stats
+from guerdon.credit.groups import SingletonStats, flat_cells, group_stats, rounding
 from guerdon.credit.link import Levels, LinkBase, Singleton, StdKind, countable, planned_name, require_level, source_of
 from guerdon.errors import ChainError, ConfigError
 from guerdon.rewards import Rewards, Scores
@@ -53,7 +53,8 @@ def group_normalise(
         dtype: float32 and equal group sizes give TRL's numbers to the last bit; float64 otherwise.
 
     Returns:
-        [B] in the dtype of `values`; NaN where the value was NaN and counted in nothing.
+        [B] in the dtype of `values`; exactly 0 in a group whose rewards are equal (up to rounding, `credit.groups`), whatever
+        `eps`; NaN where the value was NaN and counted in nothing.
     """
     applies = torch.ones_like(values, dtype=torch.bool) if mask is None else mask.bool()
     stats = group_stats(
@@ -63,7 +64,7 @@ def group_normalise(
     if std_over == "batch":
         whole = torch.zeros_like(group_ids)
         deviation = group_stats(values, whole, applies, sample_ids=sample_ids, std=std or "sample", dtype=dtype).std
-    centred = values.to(dtype) - stats.mean
+    centred = torch.where(stats.std == 0, 0.0, values.to(dtype) - stats.mean)  # a flat group, a group of one sample
     if std is not None:
         scale = deviation + eps
         centred = torch.where(scale > 0, centred / torch.where(scale > 0, scale, 1.0), torch.zeros_like(centred))
@@ -91,13 +92,15 @@ def whiten(
         centre: False only scales.
 
     Returns:
-        [B, S] in the dtype of `values`, computed in float64. One cell alone comes out 0.
+        [B, S] in the dtype of `values`, computed in float64. One cell alone comes out 0, and so do cells that are all equal.
     """
     counts = mask.bool() & torch.isfinite(values)
     number = int(counts.sum())
     exact = torch.where(counts, values, 0.0).double()
     mean = exact.sum() / max(number, 1)
     variance = torch.where(counts, (exact - mean) ** 2, 0.0).sum() / max(number - (std == "sample"), 1)
+    if flat_cells(values, counts):
+        mean, variance = exact, torch.zeros_like(variance)
     scale = torch.sqrt(variance + eps) if eps_at == "variance" else torch.sqrt(variance) + eps
     shifted = exact - mean if centre else exact
     result = shifted / scale if float(scale) > 0 else torch.zeros_like(shifted)
@@ -126,13 +129,15 @@ def normalise_then_sum(
         masks: K masks [B] bool; a source that does not apply in a row adds 0 there, a row where none applies comes out 0.
 
     Returns:
-        [B].
+        [B]. Sources that cancel leave 0, not their rounding.
     """
     normed = [
         group_normalise(value, group_ids, mask, sample_ids=sample_ids, std=std, eps=eps, dtype=dtype)
         for value, mask in zip(sources, masks, strict=True)
     ]
-    combined = sum((w * value for w, value in zip(weights, normed, strict=True)), torch.zeros_like(normed[0]))
+    terms = [w * value for w, value in zip(weights, normed, strict=True)]
+    combined, size = sum(terms, torch.zeros_like(normed[0])), sum((t.abs() for t in terms), torch.zeros_like(normed[0]))
+    combined = torch.where(combined.abs() <= rounding(size, dtype), 0.0, combined)
     live = torch.stack(masks).any(0)
     return group_normalise(
         combined, torch.zeros_like(group_ids), live, sample_ids=sample_ids, std=std, eps=eps, dtype=dtype

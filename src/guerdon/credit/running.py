@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from guerdon.credit.groups import equal_up_to_rounding
 from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, row_totals, source_of
 from guerdon.errors import ConfigError
 from guerdon.rewards import Scores
@@ -30,8 +31,14 @@ class RunningMoments(NamedTuple):
 
     @property
     def std(self) -> float:
-        """Population standard deviation; 0 for one score or none."""
-        return (self.m2 / self.size) ** 0.5 if self.size > 1 else 0.0
+        """Population standard deviation; 0 for one score or none, and where all are equal up to float32 rounding."""
+        return (self.m2 / self.size) ** 0.5 if self.size > 1 and not self.flat else 0.0
+
+    @property
+    def flat(self) -> bool:
+        """Whether all scores seen are one number: what they differ by is float32 rounding, and dividing by it makes noise."""
+        ends = torch.tensor([self.least, self.greatest], dtype=torch.float64)
+        return bool(equal_up_to_rounding(ends[0], ends[1], torch.float32))
 
 
 def update_moments(state: RunningMoments, batch: Tensor) -> RunningMoments:
@@ -70,7 +77,7 @@ def apply_moments(values: Tensor, state: RunningMoments, mode: RunningMode) -> T
     if mode == "clip":
         return values.clamp(state.mean - state.std, state.mean + state.std)
     width = state.greatest - state.least
-    return (values - state.least) / width if width > 0 else torch.full_like(values, 0.5)
+    return torch.full_like(values, 0.5) if state.flat else (values - state.least) / width
 
 
 @dataclass(frozen=True, repr=False)

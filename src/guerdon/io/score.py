@@ -187,7 +187,9 @@ def score_rows(rows: list[Row], system: System, columns: Mapping[str, Any]) -> l
     completion = columns["completion"]
     if not any(completion in row for row in rows):
         have = sorted({key for row in rows for key in row})
-        raise DataError(f"no column {completion!r} to score; the file has {have}; name it with completion_column")
+        raise DataError(
+            f"no column {completion!r} to score; the file has {have}; name it with --completion (completion_column in Python)"
+        )
     problems = [completion_problem(row, completion) for row in rows]
     good = [i for i, problem in enumerate(problems) if problem is None]
     added: list[dict[str, Any]] = [

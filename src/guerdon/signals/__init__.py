@@ -21,6 +21,7 @@ _HOMES = {
     "guerdon.signals.noise": ("Noisy",),
     "guerdon.signals.text": ("TextSignal", "text_signal"),
     "guerdon.signals.verifiable.patterns": ("ReasoningPatterns",),
+    "guerdon.signals.verifiable.spoken": ("SpokenConfidence",),
     "guerdon.signals.verifiable": (
         "AnswerTag",
         "Exact",

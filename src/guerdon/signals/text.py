@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from guerdon.errors import CapabilityError, MissingColumn
+from guerdon.errors import CapabilityError
+from guerdon.paths import column_values
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.conversation import completion_text
@@ -83,10 +84,8 @@ class TextSignal:
         def reward(
             prompts: Sequence[Any] | None = None, completions: Sequence[Any] = (), **columns: Any
         ) -> list[float | None]:
-            for name in self.columns:
-                if name not in columns:
-                    raise MissingColumn(name, [key for key, value in columns.items() if isinstance(value, list)])
-            given = {name: columns[name] for name in self.columns}
+            lists = [key for key, value in columns.items() if isinstance(value, list)]
+            given: dict[str, Sequence[Any]] = {name: column_values(columns, name, lists) for name in self.columns}
             if self.counts_tokens:
                 if columns.get("completion_ids") is None:
                     raise CapabilityError(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from guerdon.systems.clip_delta import clip_delta
     from guerdon.systems.co_reward import co_reward, co_rewarding_ii, majority_vote
     from guerdon.systems.crm import crm
-    from guerdon.systems.csr import csr
+    from guerdon.systems.csr import csr, spoken_confidence
     from guerdon.systems.endogenous import endogenous
     from guerdon.systems.hybrid_multi_aspect import hybrid_multi_aspect
     from guerdon.systems.igpo import igpo
@@ -75,6 +75,7 @@ VARIANTS: dict[str, Entry] = {
     "nover": Entry("likelihood", "nover"),
     "co_rewarding_ii": Entry("co_reward", "co_rewarding_ii"),
     "majority_vote": Entry("co_reward", "majority_vote"),
+    "spoken_confidence": Entry("csr", "spoken_confidence"),
 }
 
 __all__ = [
@@ -107,6 +108,7 @@ __all__ = [
     "rlpr",
     "rpr_calibrated",
     "sar",
+    "spoken_confidence",
 ]
 
 

@@ -9,12 +9,14 @@ modes shrink and the share of an answer among samples becomes its confidence.
 
 Source: "Calibrating LLMs with Semantic-level Reward", arXiv 2605.15588. No code was published and only the abstract's sign structure is
 certain: agreement, its peers, lam and the similarity are guesses, and therefore options. `form="brier"` is a proper score of the same
-quantity, for comparison; it is not the paper's.
+quantity, for comparison; it is not the paper's. `spoken_confidence` is the baseline with a spoken number, after RLCR (arXiv 2507.16806),
+whose code is public; that CSR compares with it, and trains without dividing by the std as it does, is likely and not certain.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -26,9 +28,12 @@ from guerdon.credit.confidence import auroc as auroc_of
 from guerdon.credit.confidence import brier_score as brier_of
 from guerdon.credit.confidence import expected_calibration_error as ece_of
 from guerdon.errors import ConfigError
+from guerdon.rewards import Rewards, Scores
+from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement import confidence
 from guerdon.signals.agreement.semantic import Peers, SemanticAgreement, semantic_agreement
 from guerdon.signals.verifiable.extraction import Extract
+from guerdon.signals.verifiable.spoken import SOURCES, Pattern, SpokenConfidence
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
 
@@ -42,7 +47,7 @@ def csr(
     form: Form = "signed",
     extract: Extract | None = None,
     question: str | None = None,
-    norm_by_std: bool = True,
+    norm_by_std: bool = False,
     bins: int = 10,
 ) -> System:
     """Correctness + lam x (agreement if right, minus agreement if wrong). Every default but the signs is a guess.
@@ -57,7 +62,8 @@ def csr(
         form: "signed", or "brier": correctness - lam (agreement - correctness)^2.
         extract: where the answer is in a completion; None = all of it. Empty answers agree with nothing.
         question: data column with the question, for similarities that read it; None = the prompt.
-        norm_by_std: divide by the group's sample std. That already flattens large wrong modes a little, see the reproduction.
+        norm_by_std: divide by the group's sample std, as the paper may or may not do. It makes the fine in a group that is all wrong as loud
+            as a right answer elsewhere, whatever lam is, and costs accuracy in the reproduction. RLCR's configurations do not divide.
         bins: of the expected calibration error in the log.
     """
     if lam < 0:
@@ -72,6 +78,37 @@ def csr(
         ToTokens("reward", "whole"),
     ]
     return System(signals, chain, name="csr")
+
+
+def spoken_confidence(
+    *,
+    reference: str = "answer",
+    pattern: Pattern = "tabc",
+    weights: Sequence[float] = (0.5, 0.5, 0.5),
+    norm_by_std: bool = False,
+) -> System:
+    """RLCR, the baseline that is paid for the confidence it speaks: w_f format + w_a accuracy + w_b (1 - (accuracy - confidence)^2).
+
+    Args:
+        reference: data column with the right answer, or a list of them.
+        pattern: the layout, see `SpokenConfidence`; "ta" with weights (0.5, 0.5, 0) is its correctness-only arm.
+        weights: of format, accuracy and Brier reward; those of RLCR's HotpotQA configuration.
+        norm_by_std: divide by the group's sample std + 1e-4; that configuration does not.
+    """
+    signals = {"spoken": SpokenConfidence(reference, pattern)}
+    names = tuple(f"spoken.{name}" for name in SOURCES)
+    return System(signals, _weighted(names, weights, norm_by_std=norm_by_std), name="spoken_confidence")
+
+
+def _weighted(names: Sequence[str], weights: Sequence[float], *, norm_by_std: bool) -> list[Any]:
+    """Chain: the weighted sum of the sources, minus the group's mean, on every token."""
+    if len(weights) != len(names):
+        raise ConfigError(f"{len(weights)} weights for the sources {', '.join(names)}")
+    return [
+        Fuse(*names, weights=tuple(weights), into="reward"),
+        GroupNorm("reward", std="sample" if norm_by_std else None, eps=1e-4, dtype="float64"),
+        ToTokens("reward", "whole"),
+    ]
 
 
 # --- the functions of the conformance vectors ----------------------------------------------------------------------------
@@ -114,6 +151,12 @@ def expected_calibration_error(confidences: Sequence[float], correct: Sequence[A
     return {"ece": ece_of(torch.tensor(confidences, dtype=torch.float64), _outcomes(correct), n_bins)}
 
 
+def expected_calibration_error_lower(confidences: Sequence[float], correct: Sequence[Any], n_bins: int = 10) -> dict[str, float]:  # fmt: skip
+    """ECE with bins [lo, hi)."""
+    confidence = torch.tensor(confidences, dtype=torch.float64)
+    return {"ece": ece_of(confidence, _outcomes(correct), n_bins, "lower")}
+
+
 def auroc(confidences: Sequence[float], correct: Sequence[Any]) -> dict[str, float]:
     """AUROC, NaN where one kind is missing."""
     return {"auroc": auroc_of(torch.tensor(confidences, dtype=torch.float64), _outcomes(correct))}
@@ -122,6 +165,36 @@ def auroc(confidences: Sequence[float], correct: Sequence[Any]) -> dict[str, flo
 def brier_score(confidences: Sequence[float], correct: Sequence[Any]) -> dict[str, float]:
     """Mean squared distance."""
     return {"brier": brier_of(torch.tensor(confidences, dtype=torch.float64), _outcomes(correct))}
+
+
+def verbalised_confidence_rewards(
+    completions: Sequence[str], references: Sequence[Any], pattern: Pattern = "tabc", weights: Sequence[float] = (0.5, 0.5, 0.5)
+) -> dict[str, Tensor]:  # fmt: skip
+    """The three rewards of each completion and their weighted sum: what `spoken_confidence` pays. [N]."""
+    rollouts = Rollouts.from_texts(
+        ["q"] * len(completions), list(completions), group_ids=[0] * len(completions), columns={"answer": list(references)}
+    )  # fmt: skip
+    scores = spoken_confidence(pattern=pattern, weights=weights)(rollouts)
+    assert scores.reward is not None
+    terms = {name: scores.raw[f"spoken.{name}"].values[:, 0] for name in SOURCES}
+    return {**terms, "rewards": scores.reward}
+
+
+def weighted_group_advantages(
+    term_rewards: Sequence[Sequence[float]], weights: Sequence[float], group_size: int, scale_rewards: bool = False
+) -> dict[str, Tensor]:
+    """Weighted sums of K terms and their advantages in consecutive groups, by the chain of `spoken_confidence`. [N]."""
+    table = torch.tensor(term_rewards, dtype=torch.float64).reshape(len(term_rewards), len(weights))
+    rollouts = Rollouts.from_texts(
+        ["q"] * len(table), ["a"] * len(table), group_ids=[row // group_size for row in range(len(table))]
+    )
+    names = [str(term) for term in range(table.shape[1])]
+    chain = _weighted(names, weights, norm_by_std=scale_rewards)
+    sources = {name: Rewards.sequence(table[:, term], rollouts) for term, name in enumerate(names)}
+    scores = replace(Scores.empty(rollouts), sources=sources)
+    fused = chain[0](scores, rollouts)
+    centred = chain[1](fused, rollouts)
+    return {"rewards": fused["reward"].values[:, 0], "advantages": centred["reward"].values[:, 0]}
 
 
 VECTORS: VectorFunctions = {
@@ -133,6 +206,9 @@ VECTORS: VectorFunctions = {
     "expected_calibration_error": expected_calibration_error,
     "auroc": auroc,
     "brier_score": brier_score,
+    "verbalised_confidence_rewards": verbalised_confidence_rewards,
+    "expected_calibration_error_lower": expected_calibration_error_lower,
+    "weighted_group_advantages": weighted_group_advantages,
 }
 
 PUBLISHED = Published(

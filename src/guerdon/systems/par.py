@@ -6,7 +6,8 @@ prompt). PAR is the sigmoid of that: exactly the Bradley-Terry probability that 
 references. One reference per prompt is enough.
 
 References must be scored by the same reward model, once, from the SFT policy; they travel with their prompt in a data column.
-Where r - r_m > 10 for all references the sigmoid saturates and group normalisation amplifies noise by 1/(std + 1e-8).
+Where r - r_m > 10 for all references the sigmoid saturates. Division by the group's std, as the official GRPO code has it, would amplify
+what is left of it by 1/(std + 1e-8), so the default carrier subtracts the group's mean and divides by nothing.
 
 Source: "Reward Shaping to Mitigate Reward Hacking in RLHF", arXiv 2502.18770; official code github.com/PorUna-byte/PAR. The paper's
 formula has no length penalty, the code always applies one: off here, `valid_len=300` reproduces the code.
@@ -54,6 +55,7 @@ from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _grid
 
+Carrier = Literal["group_mean", "grpo", "ppo"]
 Shaping = Literal[
     "par",
     "vanilla",
@@ -84,7 +86,7 @@ def par(
     ceil: float | None = None,
     valid_len: int | None = None,
     len_penalty: float = 0.01,
-    carrier: Literal["grpo", "ppo"] = "grpo",
+    carrier: Carrier = "group_mean",
     kl_coef: float = 0.005,
     gamma: float = 1.0,
     lam: float = 0.95,
@@ -102,14 +104,15 @@ def par(
         ceil: limit of the score for shaping="ceil" (the paper tries 3, 4, 5; default 4).
         valid_len: length penalty for tokens beyond this; None = off (the paper), 300 = the code.
         len_penalty: per token.
-        carrier: "grpo" = group normalisation (std + 1e-8; its KL term is the engine's loss, beta); "ppo" = per-token KL penalty,
-            GAE, whitening: needs a critic's values.
+        carrier: "group_mean" = minus the group's mean; its KL term is the engine's loss (beta). "grpo" = the official code's, also divided
+            by the group's std + 1e-8, which undoes the sigmoid: where it is flat, small differences become as loud as large ones, and
+            the policy drifts on. "ppo" = the paper's main runs, per-token KL penalty, GAE, whitening: needs a critic's values.
         kl_coef, gamma, lam: of "ppo".
     """
     if shaping not in SHAPINGS:
         raise ConfigError(f"shaping={shaping!r}: use one of {SHAPINGS}")
-    if carrier not in ("grpo", "ppo"):
-        raise ConfigError(f"carrier={carrier!r}: use 'grpo' or 'ppo'")
+    if carrier not in ("group_mean", "grpo", "ppo"):
+        raise ConfigError(f"carrier={carrier!r}: use 'group_mean', 'grpo' or 'ppo'")
     cap = [On("rm", Ceil(4.0 if ceil is None else ceil))] if shaping == "ceil" or ceil is not None else []
     penalty = [On("rm", LengthPenalty(valid_len, len_penalty)), *cap] if valid_len is not None else []
     # References can be missing: what CenterOn makes NaN is dropped after it, what the model failed at before.
@@ -120,8 +123,9 @@ def par(
         *_shaped(shaping, references, max_ref, sigmoid_k),
         OnFailure("row"),
     ]
-    if carrier == "grpo":
-        chain += [GroupNorm("rm", eps=1e-8), ToTokens("rm", "whole")]
+    if carrier != "ppo":
+        norm = GroupNorm("rm", std=None) if carrier == "group_mean" else GroupNorm("rm", eps=1e-8)
+        chain += [norm, ToTokens("rm", "whole")]
     else:
         chain += [
             ToTokens("rm"),

@@ -14,13 +14,12 @@ from typing import Any
 
 from guerdon.errors import ConfigError, DataError
 from guerdon.extras import require
+from guerdon.io.names import ANSWER_COLUMNS, PROMPT_COLUMNS
 from guerdon.signals.verifiable.answer_part import answering
 from guerdon.signals.verifiable.extraction import Extract, extractor
 from guerdon.signals.verifiable.verdict import Verdict
 from guerdon.tasks.base import Row, Task, Verifier, prompt_key
 
-PROMPT_COLUMNS = ("prompt", "question", "problem")
-ANSWER_COLUMNS = ("answer", "answers", "solution", "target", "reference", "references", "reference_answer")
 VERIFIERS = {"math": "Math", "exact": "Exact", "numeric": "Numeric", "choice": "MultipleChoice", "qa": "QA"}
 
 

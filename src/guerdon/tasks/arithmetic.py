@@ -73,18 +73,27 @@ def sample_operands(rng: random.Random, terms: tuple[int, int] = (3, 4)) -> list
 
 def sample_prompts(count: int, rng: random.Random, *, held_out: bool, terms: tuple[int, int] = (3, 4)) -> list[str]:
     """`count` different prompts of one side of the split, with terms[0]..terms[1] digits from 1 to 5."""
-    low, high = terms
-    if not 2 <= low <= high <= 9:
-        raise ConfigError(f"terms={terms}: a sum has 2 to 9 operands, the smaller number first")
-    room = sum(LARGEST**n for n in range(low, high + 1)) // HELD_OUT_SHARE
-    if count > (room if held_out else (HELD_OUT_SHARE - 1) * room) * 0.9:
-        raise ConfigError(f"{count} different prompts asked for, but only about {room} are held out; ask for fewer")
+    room = room_for(terms, held_out=held_out)
+    if count > room:
+        side, size = ("held-out", "held_out_size") if held_out else ("training", "train_size")
+        raise ConfigError(
+            f"{count} different {side} prompts asked for, but sums of {terms[0]} to {terms[1]} operands have about {room}; write {size}={room}"
+        )
     found: dict[str, None] = {}
     while len(found) < count:
         prompt = make_prompt(sample_operands(rng, terms))
         if is_held_out(prompt) == held_out:
             found[prompt] = None
     return list(found)
+
+
+def room_for(terms: tuple[int, int], *, held_out: bool) -> int:
+    """How many different prompts of one side can be asked for: nine in ten of those there are, so that drawing them ends."""
+    low, high = terms
+    if not 2 <= low <= high <= 9:
+        raise ConfigError(f"terms={terms}: a sum has 2 to 9 operands, the smaller number first")
+    share = sum(LARGEST**n for n in range(low, high + 1)) // HELD_OUT_SHARE
+    return int((share if held_out else (HELD_OUT_SHARE - 1) * share) * 0.9)
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -256,9 +265,20 @@ def _other_than(n: int, rng: random.Random, low: int, high: int) -> int:
 # --- the task --------------------------------------------------------------------------------------------------------
 
 
-def sums(*, train_size: int = 512, held_out_size: int = 128, terms: tuple[int, int] = (3, 4), seed: int = 0) -> Task:
-    """The built-in task. Columns: prompt, answer (the total, as text). Same seed, same rows."""
+def sums(
+    *,
+    train_size: int | None = None,
+    held_out_size: int | None = None,
+    terms: tuple[int, int] = (3, 4),
+    seed: int = 0,
+) -> Task:
+    """The built-in task. Columns: prompt, answer (the total, as text). Same seed, same rows.
+
+    train_size, held_out_size: different prompts of each side; default 512 and 128, or as many as short sums have.
+    """
     rng = random.Random(seed)
+    train_size = min(512, room_for(terms, held_out=False)) if train_size is None else train_size
+    held_out_size = min(128, room_for(terms, held_out=True)) if held_out_size is None else held_out_size
 
     def rows(count: int, held_out: bool) -> list[Row]:
         prompts = sample_prompts(count, rng, held_out=held_out, terms=terms)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from guerdon.errors import ConfigError
+from guerdon.errors import ConfigError, nearest
 from guerdon.tasks.base import Task
 
 GYM = "reasoning-gym:"
@@ -68,7 +68,7 @@ def load_task(spec: str | Task, **options: Any) -> Task:
         return adapters.reasoning_gym_task(name.removeprefix(GYM), **settings)
     if not name or ("/" not in name and "." not in name):
         raise ConfigError(
-            f"unknown task {spec!r}: use 'sums', 'search', 'reasoning-gym:<data set>', a .jsonl or .parquet file, or a hub id 'owner/name'"
+            f"unknown task {spec!r}{nearest(name, ('sums', 'search', GYM))}: use 'sums', 'search', 'reasoning-gym:<data set>', a .jsonl or .parquet file, or a hub id 'owner/name'"
         )
     return adapters.table_task(name, **_known(settings, _TABLE_OPTIONS, spec))
 
@@ -101,7 +101,9 @@ def _value(text: str) -> Any:
 def _known(settings: dict[str, Any], allowed: tuple[str, ...], spec: str) -> dict[str, Any]:
     unknown = sorted(set(settings) - set(allowed))
     if unknown:
-        raise ConfigError(f"{spec!r}: unknown option {', '.join(unknown)}; there are {', '.join(allowed)}")
+        raise ConfigError(
+            f"{spec!r}: unknown option {', '.join(unknown)}{nearest(unknown[0], allowed)}; there are {', '.join(allowed)}"
+        )
     return settings
 
 

@@ -18,7 +18,7 @@ class Confidence(NamedTuple):
     """What K sampled answers say together.
 
     Attributes:
-        confidence: the share of the largest cluster, of several the one seen first; NaN without samples.
+        confidence: the share of the largest cluster, of several the one seen first; 0 without samples, which speak for no answer.
         representative: index of its first member; None without samples.
         entropy: of the clusters' shares, in nats.
     """
@@ -52,7 +52,7 @@ def cluster_by_equivalence(equivalent: Tensor) -> list[int]:
 def semantic_confidence(clusters: Sequence[int]) -> Confidence:
     """Confidence, its answer and the semantic entropy from K cluster labels, whatever the labels are."""
     if not len(clusters):
-        return Confidence(float("nan"), None, 0.0)
+        return Confidence(0.0, None, 0.0)
     counts: dict[int, int] = {}
     for label in clusters:
         counts[label] = counts.get(label, 0) + 1

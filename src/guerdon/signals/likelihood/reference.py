@@ -21,6 +21,7 @@ from guerdon.errors import CapabilityError, ConfigError
 from guerdon.options import require_range
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.splice import Splice, Splicer
+from guerdon.signals.verifiable.references import reference_values
 
 Reduction = Literal["max", "first", "mean"]
 REDUCTIONS = ("max", "first", "mean")
@@ -65,9 +66,8 @@ class PairScores:
 
 
 def references_of(cell: Any) -> list[str]:
-    """The references of one data cell: a text, or a list of equally right ones; blank ones and None are none."""
-    cells = cell if isinstance(cell, list | tuple) else [cell]
-    return [str(one) for one in cells if one is not None and str(one).strip()]
+    """The references of one data cell, as texts: `read_references` of the kind "literal"; those that are missing are none."""
+    return [str(value) for value in reference_values(cell, "literal")]
 
 
 def pair_weights(values: Tensor, rows: Tensor, reduction: Reduction) -> Tensor:

@@ -20,7 +20,7 @@ from guerdon.signals.verifiable.answer_part import AnswerPart, Reasoning, answer
 from guerdon.signals.verifiable.extraction import Extract, answer_window, extractor
 from guerdon.signals.verifiable.fast import fast_verdict
 from guerdon.signals.verifiable.pool import WorkerPool, shared_pool
-from guerdon.signals.verifiable.references import reference_values
+from guerdon.signals.verifiable.references import read_references
 from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure, shown
 
 OnTimeout = Literal["nan", "zero"]
@@ -116,9 +116,10 @@ def _pairs(
     completion: str, reference: Any, find: Callable[[str], AnswerPart], options: MathOptions
 ) -> Verdict | list[tuple[str, str]]:
     """The (answer, reference) pairs that decide a row, or its verdict where nothing is left to compare."""
-    texts = [str(value).strip() for value in reference_values(reference)]
-    if not texts:
-        return instrument_failure(f"no usable reference in this row: {shown(reference)}")
+    values, problem = read_references(reference, "math")
+    if problem is not None:
+        return instrument_failure(problem)
+    texts = [str(value).strip() for value in values]
     if any(len(text) > options.max_chars for text in texts):
         return instrument_failure(f"a reference is longer than max_chars={options.max_chars}")
     # The rules are linear, so they see the whole text; only what they find is capped.

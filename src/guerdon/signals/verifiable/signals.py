@@ -17,8 +17,8 @@ from guerdon.signals.verifiable import layout, text_match
 from guerdon.signals.verifiable.answer_part import Reasoning, answering
 from guerdon.signals.verifiable.extraction import Extract, extractor
 from guerdon.signals.verifiable.mathematics import MathOptions, OnTimeout, check_math
-from guerdon.signals.verifiable.references import reference_values
-from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure, shown
+from guerdon.signals.verifiable.references import Kind, read_references
+from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure
 
 
 def _settings(options: Mapping[str, Any]) -> str:
@@ -65,6 +65,7 @@ def _compared(
     compare: Callable[[str, Any], Verdict],
     options: Mapping[str, Any],
     reasoning: Reasoning,
+    kind: Kind,
 ) -> TextSignal:
     """A signal that extracts an answer and compares it with each acceptable reference."""
     find = answering(extractor(extract) if extract is not None else None, reasoning, extract)
@@ -74,9 +75,9 @@ def _compared(
         return [one(text, cell) for text, cell in zip(texts, columns[reference], strict=True)]
 
     def one(text: str, cell: Any) -> Verdict:
-        references = reference_values(cell)
-        if not references:
-            return instrument_failure(f"no usable reference in this row: {shown(cell)}")
+        references, problem = read_references(cell, kind)
+        if problem is not None:
+            return instrument_failure(problem)
         answer, why = find(text)
         if answer is None:
             # The references still have to be sound: a broken one is the data's fault even where nothing was answered.
@@ -101,7 +102,7 @@ def Exact(
         return text_match.exact_match(answer, str(item), ignore_case=ignore_case, ignore_whitespace=ignore_whitespace)
 
     options = {"ignore_case": ignore_case, "ignore_whitespace": ignore_whitespace}
-    return _compared("exact", reference, extract, compare, options, reasoning)
+    return _compared("exact", reference, extract, compare, options, reasoning, "exact")
 
 
 def Numeric(
@@ -118,7 +119,7 @@ def Numeric(
     def compare(answer: str, item: Any) -> Verdict:
         return text_match.numeric_match(answer, item, rtol=rtol, atol=atol)
 
-    return _compared("numeric", reference, extract, compare, {"rtol": rtol, "atol": atol}, reasoning)
+    return _compared("numeric", reference, extract, compare, {"rtol": rtol, "atol": atol}, reasoning, "number")
 
 
 def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE", reasoning: Reasoning = "drop") -> TextSignal:
@@ -127,7 +128,7 @@ def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE", reasoni
     def compare(answer: str, item: Any) -> Verdict:
         return text_match.multiple_choice(answer, item if isinstance(item, int) else str(item), letters=letters)
 
-    return _compared("multiple_choice", reference, None, compare, {"letters": letters}, reasoning)
+    return _compared("multiple_choice", reference, None, compare, {"letters": letters}, reasoning, "choice")
 
 
 def QA(
@@ -144,7 +145,7 @@ def QA(
     def compare(answer: str, item: Any) -> Verdict:
         return text_match.qa_match(answer, str(item), metric=metric)
 
-    return _compared("qa", reference, extract, compare, {"metric": metric}, reasoning)
+    return _compared("qa", reference, extract, compare, {"metric": metric}, reasoning, "text")
 
 
 def _layout_signal(name: str, score: Callable[[str], float], failing: str, options: Mapping[str, Any]) -> TextSignal:

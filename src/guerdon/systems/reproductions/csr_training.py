@@ -1,6 +1,7 @@
-"""Training the policy of the look-ups under correctness, CSR, or a Brier score of its spoken confidence, through the real trainer.
+"""Training the policy of the look-ups under correctness, CSR, or RLCR's rewards for its spoken confidence, through the real trainer.
 
-Confidence at test time is the share of the most frequent of ten sampled answers; for the spoken kind also what was said beside it.
+All arms have one advantage rule, the group's mean subtracted and nothing divided, but for a pair that divides by the std. Confidence at test
+time is the share of the most frequent of ten sampled answers; for the spoken kind also what was said beside it.
 """
 
 from __future__ import annotations
@@ -24,24 +25,29 @@ from guerdon.systems.reproductions.csr_task import HABIT, answer_of, look_ups, s
 from guerdon.systems.reproductions.short_answers import SMOKE, Plan, train
 from guerdon.tasks.base import Task
 
-CORRECT, CSR, SPOKEN = "correctness only", "CSR, lam 0.5", "correctness - (spoken confidence - correctness)²"
-RAW_CORRECT, RAW_CSR = "correctness only, not divided by the std", "CSR, lam 0.5, not divided by the std"
+CORRECT, CSR, SPOKEN = "correctness only", "CSR, lam 0.5", "spoken confidence (RLCR)"
+DIVIDED_CORRECT, DIVIDED_CSR = "correctness only, divided by the std", "CSR, lam 0.5, divided by the std"
+
+
+def spoken_reward(completion: str, answer: str) -> float:
+    """RLCR's reward in the look-ups' own layout: (form + right + 1 - (right - said)^2) / 2, and 0 without the form."""
+    given = answer_of(completion)
+    if given is None:
+        return 0.0
+    right = float(given == answer)
+    return 0.5 * (1 + right + 1 - (right - said(completion)) ** 2)
 
 
 def _spoken(task: Task) -> System:
-    def score(completion: str, answer: str) -> float:
-        right = float(answer_of(completion) == answer)
-        return right - (said(completion) - right) ** 2
-
-    return grpo(verifier=text_signal(score, columns=("answer",), name="spoken"), eps=1e-6)
+    return dr_grpo(verifier=text_signal(spoken_reward, columns=("answer",), name="spoken"))
 
 
 ARMS: dict[str, Callable[[Task], System]] = {
-    CORRECT: lambda task: grpo(verifier=TaskReward(task), eps=1e-6),
+    CORRECT: lambda task: dr_grpo(verifier=TaskReward(task)),
     CSR: lambda task: csr(verifier=TaskReward(task), extract=answer_of),
     SPOKEN: _spoken,
-    RAW_CORRECT: lambda task: dr_grpo(verifier=TaskReward(task)),
-    RAW_CSR: lambda task: csr(verifier=TaskReward(task), extract=answer_of, norm_by_std=False),
+    DIVIDED_CORRECT: lambda task: grpo(verifier=TaskReward(task), eps=1e-6),
+    DIVIDED_CSR: lambda task: csr(verifier=TaskReward(task), extract=answer_of, norm_by_std=True),
 }
 
 
@@ -116,4 +122,17 @@ def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = 
     return Run(**kept_run(folder, f"{arm}-{seed}", asked, make))
 
 
-__all__ = ["ARMS", "CORRECT", "CSR", "RAW_CORRECT", "RAW_CSR", "SMOKE", "SPOKEN", "Measure", "Plan", "Run", "run_arm"]
+__all__ = [
+    "ARMS",
+    "CORRECT",
+    "CSR",
+    "DIVIDED_CORRECT",
+    "DIVIDED_CSR",
+    "SMOKE",
+    "SPOKEN",
+    "Measure",
+    "Plan",
+    "Run",
+    "run_arm",
+    "spoken_reward",
+]

@@ -76,9 +76,20 @@ class Drift(NamedTuple):
 
 
 def train(
-    system: System, *, seed: int, updates: int = 800, batch: int = 64, lr: float = 0.05, references: int = 10
+    system: System,
+    *,
+    seed: int,
+    updates: int = 800,
+    batch: int = 64,
+    lr: float = 0.05,
+    references: int = 10,
+    beta: float = 0.0,
 ) -> Drift:
-    """REINFORCE on the system's advantages; the reference answers are drawn once, the same for every system of a seed."""
+    """REINFORCE on the system's advantages; the reference answers are drawn once, the same for every system of a seed.
+
+    beta: coefficient of the trainer's own KL term, exp(d) - d - 1 with d = log reference - log policy, differentiated as TRL does; for
+        systems without a KL penalty in the reward.
+    """
     generator = torch.Generator().manual_seed(seed)
     drawn = (REFERENCE_MEAN + torch.randn(references, generator=generator)).tolist()
     mean, trace = REFERENCE_MEAN, Drift([], [])
@@ -86,7 +97,11 @@ def train(
         s = mean + torch.randn(batch, generator=generator)
         scores = system(to_rollouts(s, mean, drawn, Clock(step, updates, True, seed)))
         system.commit(scores)
-        gradient = (scores.advantages[:, 0] * (s - mean)).mean()  # d log N(s; mean, 1) / d mean = s - mean
+        slope = s - mean  # d log N(s; mean, 1) / d mean
+        gradient = (scores.advantages[:, 0] * slope).mean()
+        if beta:
+            to_reference = log_density(s, REFERENCE_MEAN) - log_density(s, mean)
+            gradient = gradient - beta * ((1 - to_reference.exp()) * slope).mean()
         mean += lr * float(gradient)
         trace.mean.append(mean)
         trace.true.append(mean - 0.08 * (mean**2 + 1))  # E[s^2] = mean^2 + 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -111,9 +112,19 @@ class Checkpoint(NamedTuple):
 
 
 def train_head(
-    states: Tensor, pairs: HelpfulPairs, seed: int, *, steps: int = 600, lr: float = 3e-3, held_out: float = 0.3
+    states: Tensor,
+    pairs: HelpfulPairs,
+    seed: int,
+    *,
+    steps: int = 600,
+    lr: float = 1e-3,
+    start: float = 0.2,
+    held_out: float = 0.3,
 ) -> list[Checkpoint]:
-    """Adam on the pointwise loss of batches of 32 pairs, each response on its own; the head starts at 0 (score 1/2).
+    """Adam on the pointwise loss of batches of 32 pairs, each response on its own.
+
+    The head starts at random, as new heads do, with scores of std about `start` around 1/2. From 0 it would not do: the very first step
+    points from unhelpful to helpful answers on average, so every checkpoint would rank nearly all pairs right.
 
     states: [N, D], standardised here by the training pairs' own mean and std.
     """
@@ -123,10 +134,11 @@ def train_head(
     train = (~test).nonzero()[:, 0]
     seen = states[torch.cat([pairs.helpful[train], pairs.unhelpful[train]])]
     features = (states - seen.mean(0)) / (seen.std(0) + 1e-6)
-    weight = torch.zeros(states.shape[1], requires_grad=True)
+    weight = start * torch.randn(states.shape[1], generator=generator) / states.shape[1] ** 0.5
+    weight.requires_grad_()
     bias = torch.full((), 0.5, requires_grad=True)
     optimizer = torch.optim.Adam([weight, bias], lr=lr / states.shape[1] ** 0.5)
-    found = []
+    checkpoints = []
     for step in range(1, steps + 1):
         rows = train[torch.randint(len(train), (32,), generator=generator)]
         index = torch.cat([pairs.helpful[rows], pairs.unhelpful[rows]])
@@ -137,10 +149,18 @@ def train_head(
         with torch.no_grad():
             better, worse = (features[part[test]] @ weight + bias for part in (pairs.helpful, pairs.unhelpful))
             accuracy = float(((better > worse).float() + 0.5 * (better == worse).float()).mean())
-            found.append(Checkpoint(step, accuracy, float(torch.cat([better, worse]).var())))
-    return found
+            checkpoints.append(Checkpoint(step, accuracy, float(torch.cat([better, worse]).var())))
+    return checkpoints
 
 
 def first_reaching(checkpoints: Sequence[Checkpoint], levels: Sequence[float]) -> list[Checkpoint | None]:
     """For each level of accuracy the first checkpoint that reaches it."""
     return [next((c for c in checkpoints if c.accuracy >= level), None) for level in levels]
+
+
+def spread_grows(checkpoints: Sequence[Checkpoint | None]) -> bool:
+    """Whether these are all there, are different ones of a run, and each is more accurate AND has a larger variance than the one before."""
+    there = [c for c in checkpoints if c is not None]
+    return len(there) == len(checkpoints) and all(
+        a.step < b.step and a.accuracy < b.accuracy and a.variance < b.variance for a, b in pairwise(there)
+    )

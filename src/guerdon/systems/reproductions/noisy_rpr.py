@@ -30,6 +30,7 @@ from guerdon.systems.reproductions.helpful_pairs import (
     first_reaching,
     helpful_pairs,
     last_states,
+    spread_grows,
     train_head,
 )
 from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
@@ -241,12 +242,15 @@ def _notes(worlds: list[Open], checkpoints: list[list[Checkpoint]]) -> list[str]
         f"{over_seeds([w.correlation for w in worlds])}. Its answers are of lengths that grow with their phrases, {CAP} tokens, each of which stands for ten of a real text, is the cap.",
         "RPR alone counts phrases whether an answer follows or not. Where an answer is required it stops short of the cap and is as good as "
         "phrases predict quality, which is what this world was made with.",
+        "The head of the reward model starts at random. From zero, as in an earlier record, its first step ranked nearly nine in ten pairs right already, "
+        "so that the three checkpoints of the last claim were one and the claim could not fail.",
     ]
     for level, at in zip(LEVELS, range(len(LEVELS)), strict=True):
-        found = [first_reaching(run, LEVELS)[at] for run in checkpoints]
+        reached = [first_reaching(run, LEVELS)[at] for run in checkpoints]
+        steps = ", ".join("never" if c is None else str(c.step) for c in reached) or "none"
         notes.append(
-            f"Score variance of the first reward-model checkpoint with {level:.0%} of held-out pairs right: "
-            f"{over_seeds([None if c is None else c.variance for c in found], 4)}."
+            f"First reward-model checkpoint with {level:.0%} of held-out pairs right: score variance "
+            f"{over_seeds([None if c is None else c.variance for c in reached], 4)}, of steps {steps}."
         )
     return notes
 
@@ -309,11 +313,7 @@ def _calibration_claims(opened: Mapping[str, list[tuple[Learned, float]]]) -> li
 
 def _reward_model_claims(checkpoints: list[list[Checkpoint]]) -> list[Claim]:
     best = [run[-1].accuracy for run in checkpoints]
-    ordered = []
-    for run in checkpoints:
-        found = first_reaching(run, LEVELS)
-        variances = [c.variance for c in found if c is not None]
-        ordered.append(len(variances) == len(LEVELS) and variances == sorted(variances))
+    ordered = [spread_grows(first_reaching(run, LEVELS)) for run in checkpoints]
     missing = "the 135M model is not installed"
     return [
         Claim(
@@ -322,7 +322,7 @@ def _reward_model_claims(checkpoints: list[list[Checkpoint]]) -> list[Claim]:
             over_seeds(best) if best else missing,
         ),
         Claim(
-            "its checkpoints of lower accuracy have lower score variance (first ones to reach 65, 75 and 85 %), in at least 4 of 5 seeds",
+            "its checkpoints of lower accuracy have lower score variance (three different ones, the first to reach 65, 75 and 85 %), in at least 4 of 5 seeds",
             bool(ordered) and enough(ordered),
             held_in(ordered) if ordered else missing,
         ),
