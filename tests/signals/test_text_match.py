@@ -24,12 +24,11 @@ from guerdon.signals.verifiable.layout import (
     repetition_penalty,
     think_format,
 )
+from guerdon.signals.verifiable.numeric import numeric_match, parse_number
 from guerdon.signals.verifiable.text_match import (
     choice_letter,
     exact_match,
     multiple_choice,
-    numeric_match,
-    parse_number,
     qa_exact_match,
     qa_f1,
     squad_normalise,

@@ -17,6 +17,7 @@ from guerdon.signals.verifiable import layout, text_match
 from guerdon.signals.verifiable.answer_part import Reasoning, answering
 from guerdon.signals.verifiable.extraction import Extract, extractor
 from guerdon.signals.verifiable.mathematics import MathOptions, OnTimeout, check_math
+from guerdon.signals.verifiable.numeric import numeric_match
 from guerdon.signals.verifiable.references import Kind, read_references
 from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure
 
@@ -113,11 +114,11 @@ def Numeric(
     atol: float = 1e-6,
     reasoning: Reasoning = "drop",
 ) -> TextSignal:
-    """1.0 where the (extracted) number is within tolerance of the reference. See `text_match.numeric_match`."""
-    text_match.numeric_match("0", "0", rtol=rtol, atol=atol)  # refuses bad tolerances here, not in the middle of a run
+    """1.0 where the (extracted) number is within tolerance of the reference. See `numeric.numeric_match`."""
+    numeric_match("0", "0", rtol=rtol, atol=atol)  # refuses bad tolerances here, not in the middle of a run
 
     def compare(answer: str, item: Any) -> Verdict:
-        return text_match.numeric_match(answer, item, rtol=rtol, atol=atol)
+        return numeric_match(answer, item, rtol=rtol, atol=atol)
 
     return _compared("numeric", reference, extract, compare, {"rtol": rtol, "atol": atol}, reasoning, "number")
 
