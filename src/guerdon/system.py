@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ChainError
+from guerdon.labels import label, shown
 from guerdon.parts import check_chain, check_segments, check_signals
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
@@ -288,8 +289,8 @@ class System:
         return {"links": dict(self._state), "signals": signals, "chain": self._labels()}
 
     def _labels(self) -> list[str]:
-        """How a checkpoint recognises the chain: reprs, or the type's name where a repr holds an address."""
-        return [type(link).__name__ if " object at 0x" in repr(link) else repr(link) for link in self.chain]
+        """How a checkpoint recognises the chain: each link's type, version and options that are not the default."""
+        return [label(link) for link in self.chain]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if list(state["chain"]) != self._labels():
@@ -304,16 +305,16 @@ class System:
         lines = [f"{self.name}  (scope {self.scope}; needs {', '.join(sorted(self.needs)) or 'nothing'})"]
         levels = self.levels()
         for name, segmenter in self.segments.items():
-            lines.append(f"  cut     {name}: {segmenter if segmenter is not None else 'from the rollouts'}")
+            lines.append(f"  cut     {name}: {shown(segmenter) if segmenter is not None else 'from the rollouts'}")
         for name, signal in self.signals.items():
             level = ", ".join(
                 lvl if key == name else f"{key.removeprefix(name)}: {lvl}"
                 for key, lvl in levels.items()
                 if key == name or key.startswith(name + ".")
             )
-            lines.append(f"  signal  {name}: {signal!r} -> {level}")
-        lines += [f"  link    {i}. {link!r}" for i, link in enumerate(self.chain, 1)]
-        lines += [f"  loss    + {objective!r}" for objective in self.objectives]
+            lines.append(f"  signal  {name}: {shown(signal)} -> {level}")
+        lines += [f"  link    {i}. {shown(link)}" for i, link in enumerate(self.chain, 1)]
+        lines += [f"  loss    + {shown(objective)}" for objective in self.objectives]
         for role, model in self.models.items():
             how = f"{model.refresh}, rate {model.rate}" if model.refresh == "ema" else model.refresh
             lines.append(f"  model   {role}: {model.source} ({how})")

@@ -8,13 +8,14 @@ the pure functions beside it. Class attributes are the protocol of `guerdon.syst
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import is_dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from guerdon.errors import ChainError, nearest
+from guerdon.labels import shown
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -24,28 +25,21 @@ StdKind = Literal["sample", "population"]
 
 
 class Shown:
-    """A dataclass shown as it is written: the source or transform by position, every setting by name.
+    """A dataclass shown as it is written: the source or transform by position, settings by name where they are not the default.
 
-    The text is also how a checkpoint recognises a chain, so settings at their defaults are in it.
+    An option that is added later, with a default, changes no text that was written before.
     """
 
     def __repr__(self) -> str:
-        shown: list[str] = []
-        items: tuple[Field[Any], ...] = fields(self) if is_dataclass(self) else ()  # a user's link need not be one
-        for item in items:
-            value = getattr(self, item.name)
-            if item.name == "names" and isinstance(value, tuple):
-                shown += [repr(name) for name in value]
-            elif item.name in ("name", "transform"):
-                shown.append(repr(value))
-            elif item.repr:
-                shown.append(f"{item.name}={value!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return shown(self) if is_dataclass(self) else f"{type(self).__name__}()"  # a user's link need not be one
+
+    __repr__.shows_changes = True  # type: ignore[attr-defined]
 
 
 class LinkBase(Shown):
     """Defaults of the link protocol: a row-scope link that needs nothing, keeps levels as they are and does not centre."""
 
+    version: ClassVar[int] = 1  # raised when the same settings come to mean another computation: checkpoints compare it
     scope: ClassVar[Literal["row", "group", "batch"]] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()
     centres: ClassVar[bool] = False
