@@ -10,11 +10,13 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from guerdon.errors import ChainError
 
 DECLARATIONS = (
     "scope", "needs", "level", "plan", "centres", "init_state", "update", "update_at", "roles", "bind", "handles_failure",
-    "state_dict", "load_state_dict", "asked", "relative", "prepare", "version",
+    "state_dict", "load_state_dict", "asked", "relative", "prepare", "version", "diagnostic",
 )  # fmt: skip
 _WRONG_FORMS = {
     "scopes": "scope", "need": "needs", "requires": "needs", "levels": "level", "plans": "plan", "centre": "centres", "center": "centres",
@@ -22,6 +24,9 @@ _WRONG_FORMS = {
     "handle_failure": "handles_failure", "statedict": "state_dict", "load_statedict": "load_state_dict", "ask": "asked", "asks": "asked",
     "prepares": "prepare", "versions": "version",
 }  # fmt: skip
+
+# Arguments by which TRL calls a reward function, and which no signal has.
+_TRL_ARGUMENTS = frozenset({"completions", "completion_ids", "trainer_state", "log_extra", "log_metric"})
 
 
 def check_signals(signals: Any, system: str) -> None:
@@ -97,14 +102,23 @@ def _swapped(name: str, known: str) -> bool:
 
 
 def _check_callable(part: object, where: str, rule: str) -> None:
+    if "signal" in rule and isinstance(part, (str, torch.nn.Module)):
+        shown = repr(part) if isinstance(part, str) else type(part).__name__
+        raise ChainError(
+            f"{where} is {shown}; {rule}. A reward model becomes one with signals.RewardFunction({shown}), as TRL reads one, or with "
+            f"signals.RewardModel({shown})"
+        )
     if inspect.isclass(part):
         raise ChainError(f"{where} is the class {part.__name__}; write {part.__name__}(...)")
     if not callable(part):
         raise ChainError(f"{where} is {_shown(part)}; {rule}")
     if inspect.isfunction(part) and _is_factory(part):
         raise ChainError(f"{where} is the function {part.__name__}, which makes a part; write {part.__name__}(...)")
-    if inspect.isfunction(part) and "signal" in rule and "completions" in inspect.signature(part).parameters:
-        raise ChainError(f"{where} {_shown(part)} is a reward function of a trainer's kind; {rule}{_lift(part)}")
+    if "signal" in rule and is_trl_reward(part):
+        name = getattr(part, "__name__", "function")
+        raise ChainError(
+            f"{where} {_shown(part)} is a reward function of TRL's kind; {rule}. Write signals.RewardFunction({name})"
+        )
     try:
         inspect.signature(part).bind(None, None)
     except TypeError as error:
@@ -118,11 +132,29 @@ def _check_callable(part: object, where: str, rule: str) -> None:
         return
 
 
+def is_trl_reward(function: Any) -> bool:
+    """Whether a callable is one that TRL would call as a reward function: asynchronous, by TRL's argument names, or by any."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        return True
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin has none
+        return False
+    if _TRL_ARGUMENTS & set(signature.parameters):
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
+    return False
+
+
 def _lift(function: object) -> str:
     """How a function that is no signal becomes one."""
-    if "completions" in inspect.signature(function).parameters:  # type: ignore[arg-type]
-        return ". A reward function as TRL takes it becomes one with signals.RewardFunction(function)"
-    return ". A function of one completion becomes one with signals.text_signal(function, columns=[...])"
+    return (
+        ". A function of one completion becomes one with signals.text_signal(function, columns=[...]), a reward function as TRL takes "
+        "it with signals.RewardFunction(function)"
+    )
 
 
 def _is_stateful(part: object) -> bool:

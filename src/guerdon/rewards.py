@@ -35,12 +35,18 @@ class Rewards:
         reasons: {(row, span): text} for NaN cells (always) and for failing values where there is something to say.
         kind: what the numbers mean. "reward": summing over a row gives the row's reward. "return": already accumulated, the
             row's reward is the value at its first span. "advantage": centred, no row reward can be read off.
+        paid: [B] the row's reward from before the values stopped saying it (centred, spread, a penalty taken off); NaN = could not
+            be scored or does not apply. None = it is read off the values.
+        applies: [B] bool, the rows it applies to, where the spans cannot say so: a completion of no tokens has no cell at token
+            level, and its reward is a number. None = rows with a cell.
     """
 
     values: Tensor
     spans: Spans
     reasons: Reasons = field(default_factory=dict)
     kind: Kind = "reward"
+    paid: Tensor | None = None
+    applies: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.values.shape != self.spans.start.shape:
@@ -50,6 +56,9 @@ class Rewards:
         if not self.values.is_floating_point():
             raise ShapeError(f"rewards must be floating point, got {self.values.dtype}")
         object.__setattr__(self, "spans", self.spans.to(self.values.device))  # a value and its span are read together
+        for name in ("paid", "applies"):
+            if (rows := getattr(self, name)) is not None and rows.device != self.values.device:
+                object.__setattr__(self, name, rows.to(self.values.device))
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -89,8 +98,27 @@ class Rewards:
             total = self.values.new_zeros(len(self)) if first is None else self.filled().gather(1, first)[:, 0]
         return torch.where(failed, torch.full_like(total, float("nan")), total)
 
+    def row_reward(self) -> Tensor:
+        """[B]: the row's reward as a person means it: `paid`, else `row_total`; NaN where it failed and where nothing applies."""
+        if self.paid is not None:
+            return self.paid
+        if self.kind == "advantage":
+            return self.values.new_full((len(self),), float("nan"))
+        return torch.where(self.row_applies, self.row_total(), float("nan"))
+
+    @property
+    def row_applies(self) -> Tensor:
+        """[B] bool: rows in which it applies at all."""
+        return self.mask.any(1) if self.applies is None else self.applies
+
+    def remembering(self) -> Rewards:
+        """The same, with the row's reward remembered: the values are about to stop saying it."""
+        return self if self.paid is not None else replace(self, paid=self.row_reward())
+
     def with_values(self, values: Tensor, kind: Kind | None = None) -> Rewards:
-        return replace(self, values=values, kind=kind or self.kind)
+        """Other values in the same cells. Where they become advantages, the row's reward is remembered."""
+        before = self.remembering() if kind == "advantage" else self
+        return replace(before, values=values, kind=kind or self.kind)
 
     def to(self, device: torch.device | str) -> Rewards:
         """The rewards on a device, spans with them; themselves where they are there already."""
@@ -112,7 +140,12 @@ class Rewards:
                 (new, span): text for new, old in enumerate(index.tolist()) for span, text in by_row.get(old, [])
             }
         return replace(
-            self, values=self.values[index.to(self.values.device)], spans=self.spans.select(index), reasons=reasons
+            self,
+            values=self.values[index.to(self.values.device)],
+            spans=self.spans.select(index),
+            reasons=reasons,
+            paid=None if self.paid is None else self.paid[index.to(self.paid.device)],
+            applies=None if self.applies is None else self.applies[index.to(self.applies.device)],
         )
 
     @staticmethod
@@ -145,6 +178,37 @@ class Rewards:
         return Rewards(values, Spans.tokens(rollouts.mask), kind=kind)
 
 
+def total_reward(sources: Sequence[Rewards], weights: Sequence[float] | None = None) -> Tensor:
+    """[B]: sum_k w_k r_k over the sources that apply to a row; NaN where one of them failed, and where none applies.
+
+    Args:
+        sources: one or more, of the same B rows.
+        weights: one each; None = 1.
+    """
+    total = torch.zeros_like(sources[0].row_reward())
+    anywhere = torch.zeros_like(total, dtype=torch.bool)
+    for rewards, weight in zip(sources, weights or [1.0] * len(sources), strict=True):
+        applies = rewards.row_applies
+        total = total + torch.where(applies, weight * rewards.row_reward(), 0.0).to(total)
+        anywhere = anywhere | applies
+    return torch.where(anywhere, total, float("nan"))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a signal may return in place of its rewards alone: with numbers for the log and texts for people to read.
+
+    Attributes:
+        rewards: one Rewards, or several by name.
+        metrics: numbers of this batch, by the name they are logged under (costs, rates).
+        texts: columns of B cells, by name (what a judge said of each row).
+    """
+
+    rewards: Rewards | Mapping[str, Rewards]
+    metrics: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, list[Any]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Scores:
     """What stands at one point of a chain: the named sources, which rows are kept, and diagnostics.
@@ -154,9 +218,11 @@ class Scores:
         keep: [B] bool; False rows leave group statistics AND loss denominators.
         raw: what the signals gave, untouched, for logs and reports.
         metrics: numbers for the log.
-        reward: [B] the scalar the chain optimises, read just before its first centring link; NaN = could not be scored.
+        reward: [B] the scalar the chain optimises, weights included; NaN = could not be scored, or nothing applies.
         notes: anything a person may want to look at later ("dropped": {row: text}, ...).
         state: next states of stateful links, by position in the chain; `System.commit` makes them current.
+        logged: numbers that signals logged (`Scored.metrics`), by their own names.
+        texts: columns of B cells that signals logged (`Scored.texts`).
     """
 
     sources: dict[str, Rewards]
@@ -166,6 +232,8 @@ class Scores:
     reward: Tensor | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     state: dict[int, Any] = field(default_factory=dict)
+    logged: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.keep.shape[0]

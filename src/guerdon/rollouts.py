@@ -84,6 +84,8 @@ class Rollouts:
         spans: named segmentations.
         columns: every other data-set or environment column, each a list of B.
         clock: when this batch was made.
+        messages: B completions as the trainer shows them to its reward functions, texts or lists of chat messages (tool turns
+            included). None = there is no trainer, or it shows none.
     """
 
     prompts: list[Prompt]
@@ -103,6 +105,7 @@ class Rollouts:
     spans: dict[str, Spans] = field(default_factory=dict)
     columns: dict[str, list[Any]] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
+    messages: list[Any] | None = None
 
     def __post_init__(self) -> None:
         size = len(self.completions)
@@ -189,6 +192,8 @@ class Rollouts:
         for role, (values, _) in self.logprobs.items():
             if values.shape != (size, width):
                 raise ShapeError(f"logprobs[{role!r}] has shape {tuple(values.shape)}, expected {(size, width)}")
+        if self.messages is not None and len(self.messages) != size:
+            raise ShapeError(f"messages has {len(self.messages)} rows, completions {size}")
         for name, column in self.columns.items():
             if len(column) != size:
                 raise ShapeError(f"column {name!r} has {len(column)} values for {size} rollouts")
@@ -327,4 +332,6 @@ def concat_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         if all(name in part.columns for part in parts)
     }
     joined["clock"] = parts[0].clock
+    if all(part.messages is not None for part in parts):
+        joined["messages"] = [row for part in parts for row in part.messages or []]
     return Rollouts(**joined)

@@ -21,12 +21,15 @@ from torch import Tensor
 from guerdon.errors import CapabilityError, ChainError
 from guerdon.labels import label, shown
 from guerdon.parts import check_chain, check_segments, check_signals
-from guerdon.rewards import Rewards, Scores
+from guerdon.rewards import Rewards, Scored, Scores, total_reward
 from guerdon.rollouts import Rollouts
 from guerdon.spans import Spans
 
 Scope = Literal["row", "group", "batch"]
 UpdateAt = Literal["before_scoring", "after_scoring", "after_policy_step"]
+TRAINER_STATE = (
+    "trainer_state"  # a role that is no model: the state of the trainer, for reward functions written for one
+)
 SCOPES: tuple[Scope, ...] = ("row", "group", "batch")
 Segmenter = Callable[[Rollouts], Spans]
 
@@ -35,7 +38,7 @@ Segmenter = Callable[[Rollouts], Spans]
 class Signal(Protocol):
     """Where a reward comes from. Reads rollouts (and earlier scores) and returns named rewards."""
 
-    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards | Mapping[str, Rewards]: ...
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards | Mapping[str, Rewards] | Scored: ...
 
 
 class Link(Protocol):
@@ -98,6 +101,11 @@ def needs_of(part: object) -> frozenset[str]:
     return frozenset(getattr(part, "needs", ()))
 
 
+def model_roles(part: object) -> frozenset[str]:
+    """The models a part asks for, by role."""
+    return frozenset(getattr(part, "roles", ())) - {TRAINER_STATE}
+
+
 @dataclass
 class System:
     """A composition of signals and links, with its defaults; callable on rollouts.
@@ -109,6 +117,8 @@ class System:
         objectives: auxiliary losses an engine adds, callables (models, batch) -> (loss, metrics).
         models: by role.
         name: shown in logs and reports.
+        reward: what is reported as the optimised reward: a source as its signal gave it, or {source: weight}. None = what the
+            chain makes advantages of: each source as it is just before it is centred, with the weights of its fusions.
     """
 
     signals: dict[str, Any]
@@ -117,6 +127,7 @@ class System:
     objectives: Sequence[Any] = ()
     models: dict[str, Model] = field(default_factory=dict)
     name: str = "system"
+    reward: str | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         check_signals(self.signals, self.name)
@@ -137,6 +148,11 @@ class System:
 
     def parts(self) -> list[Any]:
         return [*self.signals.values(), *self.chain, *self.objectives]
+
+    def diagnostics(self) -> frozenset[str]:
+        """The sources that are for the log only: no link sees them, and they are no part of the reward."""
+        shown = {name for name, signal in self.signals.items() if getattr(signal, "diagnostic", False)}
+        return frozenset(source for source in self.levels() if source in shown or source.partition(".")[0] in shown)
 
     # -- construction checks -------------------------------------------------------------------------------------------
 
@@ -160,6 +176,11 @@ class System:
     def _plan(self) -> None:
         """Run the chain on levels alone, so that a wrong name or order is an error here."""
         levels = self.levels()
+        stated = {self.reward: 1.0} if isinstance(self.reward, str) else dict(self.reward or {})
+        if unknown := sorted(set(stated) - set(levels)):
+            raise ChainError(f"{self.name}: reward={self.reward!r} names {unknown}; the signals give {sorted(levels)}")
+        self._stated_reward = stated
+        levels = {name: level for name, level in levels.items() if name not in self.diagnostics()}
         for i, link in enumerate(self.chain, 1):  # numbered as `print(system)` numbers them
             if hasattr(link, "plan"):
                 try:
@@ -169,6 +190,12 @@ class System:
         if self.chain and [level for level in levels.values()].count("token") != 1:
             raise ChainError(
                 f"{self.name}: the chain must end with exactly one token-level source (the advantages), it ends with {levels}; place with ToTokens(...) and join with Fuse(...)"
+            )
+        if self.chain and len(levels) > 1:
+            left = sorted(name for name, level in levels.items() if level != "token")
+            raise ChainError(
+                f"{self.name}: the chain leaves {', '.join(map(repr, left))} over, so that nobody can say whether the policy is paid for it: join "
+                f"it with Fuse(...), leave it out with Drop({', '.join(map(repr, left))}), or give the signal as signals.Diagnostic(...), for the log only"
             )
 
     def require(self, provided: frozenset[str] | set[str], engine: str) -> None:
@@ -225,6 +252,9 @@ class System:
         scores = scores or Scores.empty(rollouts)
         for name in self.signals if only is None else only:
             given = self.signals[name](rollouts, scores)
+            if isinstance(given, Scored):
+                logged, texts = {**scores.logged, **given.metrics}, {**scores.texts, **given.texts}
+                scores, given = replace(scores, logged=logged, texts=texts), given.rewards
             named = (
                 {name: given}
                 if isinstance(given, Rewards)
@@ -242,22 +272,28 @@ class System:
 
     def credit(self, scores: Scores, rollouts: Rollouts) -> Scores:
         """Run the chain. Pure: the states it computes are in the result, and `commit` makes them current."""
-        reward: Tensor | None = None
         state: dict[int, Any] = {}
-        scores = scores.to(rollouts.device)
+        hidden = self.diagnostics()
+        shown = {name: rewards for name, rewards in scores.sources.items() if name not in hidden}
+        scores = replace(scores, sources=shown).to(rollouts.device)
         for i, link in enumerate(self.chain):
-            if reward is None and getattr(link, "centres", False):
-                reward = _row_reward(scores)
             if i in self._state:
                 scores, state[i] = link(scores, rollouts, self._state[i])
             else:
                 scores = link(scores, rollouts)
             scores = scores.to(rollouts.device)
-        reward = scores.reward if scores.reward is not None else (_row_reward(scores) if reward is None else reward)
-        scores = replace(scores, reward=reward, state=state)
+        scores = replace(scores, reward=self._row_reward(scores), state=state)
         if self.chain:
             _refuse_non_finite(scores, self.name)
         return scores
+
+    def _row_reward(self, scores: Scores) -> Tensor:
+        """[B]: the optimised reward, stated or what the live sources paid; NaN where it could not be scored."""
+        if self._stated_reward:
+            return total_reward([scores.raw[name] for name in self._stated_reward], list(self._stated_reward.values()))
+        if scores.reward is not None:
+            return scores.reward
+        return total_reward(list(scores.sources.values())) if scores.sources else torch.full((len(scores),), torch.nan)
 
     def __call__(self, rollouts: Rollouts) -> Scores:
         """Segment, score, credit. In training (rollouts.clock.training) an engine then calls `commit` once."""
@@ -329,12 +365,6 @@ def _explain(rewards: Rewards, name: str) -> Rewards:
     return replace(
         rewards, reasons={**rewards.reasons, **{cell: f"{name} returned NaN without a reason" for cell in unexplained}}
     )  # type: ignore[misc]
-
-
-def _row_reward(scores: Scores) -> Tensor:
-    """[B]: the sum of the live sources' row totals; NaN where a kept source failed."""
-    totals = [rewards.row_total() for rewards in scores.sources.values() if rewards.kind != "advantage"]
-    return torch.stack(totals).sum(0) if totals else torch.full((len(scores),), float("nan"))
 
 
 def _refuse_non_finite(scores: Scores, name: str) -> None:

@@ -23,9 +23,12 @@ from guerdon.credit import (
     OnFailure,
     PerRewardNorm,
     RunningNorm,
+    Scale,
     ToTokens,
+    WeightedAdvantages,
     Whiten,
 )
+from guerdon.signals import Diagnostic
 
 # -- the scalar that is reported ------------------------------------------------------------------------------------------
 
@@ -45,14 +48,74 @@ BOTH = [ToTokens("steps"), ToTokens("answer"), Fuse("steps", "answer", into="cre
             [GroupNorm("steps"), ToTokens("steps", "whole"), LeaveOneOut("answer"), Fuse("steps", "answer")],
             [0.5, 2, 2, 0],
         ),
-        ([ToTokens("steps", "whole"), Drop("answer"), Whiten("steps")], [0.5, 2.0, 2.0, 0]),  # spread: read off before
+        # spread: read off before. Row 3 has no steps, and what is dropped is not optimised.
+        ([ToTokens("steps", "whole"), Drop("answer"), Whiten("steps")], [-0.5, 2.0, 1.0, float("nan")]),
+        # weights count wherever they stand: before centring, after it, inside a link that centres
+        (
+            [
+                On("steps", Clip(9)),
+                ToTokens("steps"),
+                Fuse("steps", "answer", weights=(0, 3), into="credit"),
+                Whiten("credit"),
+            ],
+            [3.0, 0, 3.0, 0],
+        ),
+        (
+            [
+                GroupNorm("answer"),
+                GroupNorm("steps"),
+                ToTokens("steps", "whole"),
+                Fuse("answer", "steps", weights=(0.5, 2)),
+            ],
+            [-0.5, 4, 2.5, 0],
+        ),
+        ([GroupNorm("answer"), On("answer", Scale(0.25)), Drop("steps"), ToTokens("answer")], [0.25, 0, 0.25, 0]),
     ],
 )
 def test_the_optimised_scalar(chain, expected):
     signals = {"steps": Given(STEP_VALUES, "steps"), "answer": Given([1.0, 0.0, 1.0, 0.0])}
     scores = System(signals, chain, segments={"steps": None})(batch())
-    assert scores.reward.tolist() == pytest.approx(expected, abs=1e-6)
+    assert scores.reward.tolist() == pytest.approx(expected, abs=1e-6, nan_ok=True)
     assert torch.isfinite(scores.advantages).all() and scores.advantages[3].abs().sum() == 0
+
+
+NONE = float("nan")
+
+
+@pytest.mark.parametrize(
+    "norm", [PerRewardNorm(("a", "b"), (0.7, 0.3), "credit"), WeightedAdvantages(("a", "b"), (0.7, 0.3))]
+)
+def test_weights_inside_a_centring_link_are_in_the_reward(norm):
+    signals = {"a": Given([1.0, 0.0, 1.0, 0.0]), "b": Given([0.0, 0.0, 1.0, 1.0])}
+    scores = System(signals, [norm, ToTokens("credit", "whole")])(batch())
+    assert scores.reward.tolist() == pytest.approx([0.7, 0, 1.0, 0.3])
+
+
+def test_a_diagnostic_is_in_no_sum_and_drops_no_row():
+    signals = {"a": Given([1.0, 0.0, 1.0, 0.0]), "b": Diagnostic(Given([5.0, NONE, 5.0, 5.0]))}
+    system = System(signals, [GroupNorm("a"), ToTokens("a", "whole")])
+    scores = system(batch())
+    assert scores.reward.tolist() == [1, 0, 1, 0] and scores.keep.all()
+    assert scores.raw["b"].failed.any() and "b" not in scores.sources
+    with pytest.raises(ChainError, match="no source 'b'"):
+        System(signals, [Fuse("a", "b"), GroupNorm("a"), ToTokens("a", "whole")])
+
+
+def test_a_source_left_over_is_refused_with_three_ways_out():
+    signals = {"a": Given([1.0, 0.0, 1.0, 0.0]), "b": Given([5.0, 5.0, 5.0, 5.0])}
+    with pytest.raises(ChainError, match=r"leaves 'b' over.*Fuse.*Drop\('b'\).*Diagnostic"):
+        System(signals, [GroupNorm("a"), ToTokens("a", "whole")])
+    System(signals, [GroupNorm("a"), Drop("b"), ToTokens("a", "whole")])
+
+
+def test_a_stated_reward_is_what_is_reported():
+    signals = {"a": Given([1.0, 0.0, 1.0, NONE]), "b": Given([5.0, 5.0, 5.0, 5.0])}
+    chain = [Fuse("a", "b"), GroupNorm("a"), ToTokens("a", "whole")]
+    assert System(signals, chain, reward="b")(batch()).reward.tolist() == [5.0] * 4
+    mixed = System(signals, chain, reward={"a": 2.0, "b": 0.1})(batch())
+    assert mixed.reward.tolist() == pytest.approx([2.5, 0.5, 2.5, NONE], nan_ok=True)
+    with pytest.raises(ChainError, match="names \\['c'\\]"):
+        System(signals, chain, reward="c")
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------------

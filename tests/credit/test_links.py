@@ -226,7 +226,9 @@ def test_kl_penalty_and_gae():
     scores = ToTokens("a")(scored(rollouts, a=[0.8]), rollouts)
     penalised = KLPenalty("a", 0.005, "k1", clamp=None)(scores, rollouts)
     assert penalised["a"].values[0].tolist() == pytest.approx([-0.001, 0.7995])
-    assert penalised.reward.tolist() == pytest.approx([0.8]), "the reward shown is the reward, not the regulariser"
+    assert penalised["a"].row_reward().tolist() == pytest.approx([0.8]), (
+        "the reward shown is the reward, not the regulariser"
+    )
     assert penalised.metrics["kl"] == pytest.approx(0.15)
     hot = batch([2], (0,), None, logprobs={"old": LogProbs(old, 0.7), "reference": LogProbs(reference, 1.0)})
     with pytest.raises(ChainError, match=r"0\.7"):

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from guerdon.cli.models import resolve_model
 from guerdon.errors import ConfigError, nearest
-from guerdon.system import System
+from guerdon.system import System, model_roles
 from guerdon.systems.spec import parse_scalar, parse_spec
 
 # What a person types -> the factory in guerdon.signals. Keys are the words of the field, not our class names.
@@ -183,7 +183,7 @@ def bind_models(
     if tokenizer is not None and endpoint is None:
         raise ConfigError("--tokenizer goes with --endpoint: a local model brings its own")
     parts = part.parts() if isinstance(part, System) else [part]
-    roles = sorted({role for inner in parts for role in getattr(inner, "roles", ())})
+    roles = sorted({role for inner in parts for role in model_roles(inner)})
     if not roles:
         if endpoint is not None:
             raise ConfigError(f"--endpoint {endpoint}: this reward reads no model")
@@ -195,7 +195,7 @@ def bind_models(
         )
     loaded = _served(model, endpoint, tokenizer) if endpoint is not None else _local(model)
     for inner in parts:
-        for role in getattr(inner, "roles", ()):
+        for role in sorted(model_roles(inner)):
             inner.bind(role, loaded)
     return frozenset({*roles, *(f"{role}.score" for role in roles)})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-from guerdon.credit.link import Levels, LinkBase, freeze_reward, planned_name, require_level, source_of
+from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, source_of
 from guerdon.credit.scan import gae, suffix_min, suffix_sum
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.rewards import Kind, Rewards, Scores
@@ -112,5 +112,5 @@ class GAE(LinkBase):
             else rewards.mask & rollouts.policy_mask.to(rewards.mask.device)
         )
         advantages, returns = gae(rewards.values, rollouts.values.to(rewards.values), valid, self.gamma, self.lam)
-        scores = freeze_reward(scores).with_source(name, rewards.with_values(advantages, "advantage"))
+        scores = scores.with_source(name, rewards.with_values(advantages, "advantage"))
         return replace(scores, notes={**scores.notes, "returns": returns})

@@ -11,7 +11,7 @@ from torch import Tensor
 from guerdon.credit.link import Levels, LinkBase, planned_name
 from guerdon.credit.placement import to_tokens
 from guerdon.errors import ChainError, ConfigError
-from guerdon.rewards import Kind, Reasons, Rewards, Scores
+from guerdon.rewards import Kind, Reasons, Rewards, Scores, total_reward
 from guerdon.rollouts import Rollouts
 
 
@@ -93,12 +93,15 @@ class Fuse(LinkBase):
             raise ChainError(
                 f"sources {self.names} stand on different spans: { {n: tuple(r.values.shape) for n, r in sources.items()} }"
             )
-        values, mask = weighted_sum(parts, list(self.weights or [1.0] * len(parts)))
+        weights = list(self.weights or [1.0] * len(parts))
+        values, mask = weighted_sum(parts, weights)
         reasons: Reasons = {cell: text for rewards in parts for cell, text in rewards.reasons.items()}
         spans = parts[0].spans
-        fused = Rewards(
-            values, type(spans)(spans.start, spans.end, mask, spans.unit, spans.name), reasons, _fused_kind(sources)
-        )
+        spans = type(spans)(spans.start, spans.end, mask, spans.unit, spans.name)
+        remembered = any(rewards.paid is not None for rewards in parts)
+        paid = total_reward(parts, weights) if remembered else None
+        applies = torch.stack([rewards.row_applies for rewards in parts]).any(0)
+        fused = Rewards(values, spans, reasons, _fused_kind(sources), paid, applies)
         return scores.with_source(self.into, fused, drop=self.names)
 
 
@@ -149,7 +152,7 @@ class Gate(LinkBase):
         spans = type(rewards.spans)(
             rewards.spans.start, rewards.spans.end, mask, rewards.spans.unit, rewards.spans.name
         )
-        gated = Rewards(values, spans, rewards.reasons, rewards.kind)
+        gated = Rewards(values, spans, rewards.reasons, rewards.kind, rewards.paid, rewards.applies)
         return scores.with_source(self.name, gated, drop=[self.by] if self.drop else [])
 
 

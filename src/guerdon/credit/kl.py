@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from guerdon.credit.link import Levels, LinkBase, freeze_reward, planned_name, require_level, source_of
+from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, source_of
 from guerdon.errors import ChainError, ConfigError
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
@@ -83,5 +83,5 @@ class KLPenalty(LinkBase):
         kl = torch.where(counts, kl, torch.zeros_like(kl))
         kept = counts & scores.keep.to(counts.device)[:, None]
         mean = float(torch.where(kept, kl, torch.zeros_like(kl)).sum() / kept.sum().clamp(min=1))
-        scores = freeze_reward(scores).with_metrics(**{"kl": mean})
-        return scores.with_source(name, rewards.with_values(rewards.values - self.coef * kl))
+        scores = scores.with_metrics(**{"kl": mean})
+        return scores.with_source(name, rewards.remembering().with_values(rewards.values - self.coef * kl))

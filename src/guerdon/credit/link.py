@@ -87,15 +87,3 @@ def row_totals(scores: Scores, rewards: Rewards) -> tuple[Tensor, Tensor]:
     totals = rewards.row_total()
     live = torch.isfinite(totals) & scores.keep.to(totals.device) & rewards.mask.any(1)
     return totals, live
-
-
-def freeze_reward(scores: Scores) -> Scores:
-    """Remember the optimised scalar now, because the next link changes what the sum over a row means.
-
-    Used by links after which `Rewards.row_total` would no longer be the reward a person means: a per-step value spread over
-    the step's tokens, a KL penalty. Does nothing where it was frozen before or where nothing but advantages is left.
-    """
-    if scores.reward is not None:
-        return scores
-    totals = [rewards.row_total() for rewards in scores.sources.values() if rewards.kind != "advantage"]
-    return replace(scores, reward=torch.stack(totals).sum(0)) if totals else scores

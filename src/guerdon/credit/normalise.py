@@ -6,7 +6,7 @@ one gets. Rows that are not kept and cells without a finite number are in no sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from guerdon.credit.groups import SingletonStats, flat_cells, group_stats, rounding
 from guerdon.credit.link import Levels, LinkBase, Singleton, StdKind, countable, planned_name, require_level, source_of
 from guerdon.errors import ChainError, ConfigError
-from guerdon.rewards import Rewards, Scores
+from guerdon.rewards import Rewards, Scores, total_reward
 from guerdon.rollouts import Rollouts
 
 
@@ -302,5 +302,7 @@ class PerRewardNorm(LinkBase):
         )
         failed = torch.stack([rewards.failed[:, 0] for rewards in sources]).any(0)
         values = torch.where(failed, torch.full_like(values, float("nan")), values)
-        result = Rewards(values[:, None], sources[0].spans, kind="advantage")
+        paid = total_reward(sources, self.weights)
+        spans = replace(sources[0].spans, mask=torch.stack([rewards.mask for rewards in sources]).any(0))
+        result = Rewards(values[:, None], spans, kind="advantage", paid=paid)
         return scores.with_source(self.into, result, drop=names)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from guerdon.credit.link import Levels, LinkBase, freeze_reward, planned_name, source_of
+from guerdon.credit.link import Levels, LinkBase, planned_name, source_of
 from guerdon.errors import ChainError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
@@ -91,7 +91,11 @@ def to_tokens(rewards: Rewards, rollouts: Rollouts, placement: Placement = "end"
     kind = rewards.kind
     if kind == "reward" and placement == "whole" and rewards.level == "sequence":
         kind = "return"  # every token now holds what an undiscounted suffix sum of the end placement would give it
-    return Rewards.tokens(place(rewards.values, spans, valid), rollouts, kind)
+    spread = rewards.kind == "reward" and placement == "whole" and rewards.level != "sequence"
+    paid = rewards.row_reward() if spread else rewards.paid
+    return replace(
+        Rewards.tokens(place(rewards.values, spans, valid), rollouts, kind), paid=paid, applies=rewards.row_applies
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,8 +127,6 @@ class ToTokens(LinkBase):
             return scores
         if self.placement == "end" and rewards.kind == "return":
             raise ChainError(f"{name!r} holds returns, which belong on whole spans: ToTokens({name!r}, 'whole')")
-        if self.placement == "whole" and rewards.kind == "reward" and rewards.level != "sequence":
-            scores = freeze_reward(scores)
         return scores.with_source(name, to_tokens(rewards, rollouts, self.placement))
 
 

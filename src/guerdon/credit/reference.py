@@ -143,7 +143,14 @@ class CenterOn:
         else:
             shaped = relative_reward(values, references, mask, self.kind, k=self.k, shift=self.shift)
         reasons = {(row, 0): f"no usable scores in column {self.column!r}" for row, ok in enumerate(usable) if not ok}
-        return Rewards(shaped[:, None].to(rewards.values), rewards.spans, {**rewards.reasons, **reasons}, rewards.kind)
+        return Rewards(
+            shaped[:, None].to(rewards.values),
+            rewards.spans,
+            {**rewards.reasons, **reasons},
+            rewards.kind,
+            rewards.paid,
+            rewards.applies,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -87,7 +87,9 @@ class Scale:
 
     def __call__(self, rewards: Rewards, rollouts: Rollouts) -> Rewards:
         values = self.factor * rewards.values + self.offset
-        return rewards.with_values(torch.where(rewards.mask, values, torch.zeros_like(values)))
+        scaled = rewards.with_values(torch.where(rewards.mask, values, torch.zeros_like(values)))
+        # A weight on an advantage weighs the reward behind it; an offset there has no counterpart.
+        return scaled if rewards.paid is None else replace(scaled, paid=self.factor * rewards.paid)
 
 
 @dataclass(frozen=True)
@@ -150,4 +152,6 @@ class Minus:
         baseline = torch.tensor(numbers, dtype=rewards.values.dtype, device=rewards.values.device)
         reasons = {(row, 0): f"no {self.column} for this row" for row in missing}
         values = torch.where(rewards.mask, rewards.values - baseline[:, None], torch.zeros_like(rewards.values))
-        return Rewards(values, rewards.spans, {**rewards.reasons, **reasons}, rewards.kind)
+        return Rewards(
+            values, rewards.spans, {**rewards.reasons, **reasons}, rewards.kind, rewards.paid, rewards.applies
+        )

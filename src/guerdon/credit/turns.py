@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guerdon.credit.accumulate import _check_discount
 from guerdon.credit.groups import group_stats
-from guerdon.credit.link import Levels, LinkBase, freeze_reward, planned_name, require_level, source_of
+from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, source_of
 from guerdon.credit.scan import reverse_linear_scan
 from guerdon.errors import ConfigError
 from guerdon.rewards import Rewards, Scores
@@ -64,7 +64,14 @@ class OnLastSpan(LinkBase):
         applies = spans.mask.to(rewards.mask.device) & rewards.mask
         end = last.int().argmax(1).tolist() if last.shape[1] else []
         reasons = {(row, end[row]): text for (row, _), text in rewards.reasons.items() if bool(applies[row].any())}
-        moved = Rewards(values, replace(spans, mask=applies, name=self.segment), reasons, rewards.kind)
+        moved = Rewards(
+            values,
+            replace(spans, mask=applies, name=self.segment),
+            reasons,
+            rewards.kind,
+            rewards.paid,
+            rewards.row_applies,
+        )
         return scores.with_source(self.name, moved)
 
 
@@ -166,7 +173,7 @@ class BlockedReturns(LinkBase):
         )
         advantages = torch.where(trained & rows[:, None], advantages, 0.0).to(rewards.values.dtype)
         advantages = torch.where(rewards.failed, rewards.values, advantages)
-        return freeze_reward(scores).with_source(name, rewards.with_values(advantages, "advantage"))
+        return scores.with_source(name, rewards.with_values(advantages, "advantage"))
 
 
 def early_advantages(

@@ -86,4 +86,4 @@ class RewardIs(LinkBase):
         return levels
 
     def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
-        return replace(scores, reward=scores[self.name].row_total())
+        return replace(scores, reward=scores[self.name].row_reward())

@@ -11,7 +11,7 @@ from guerdon.credit.fuse import weighted_sum
 from guerdon.credit.link import Levels, LinkBase, Singleton, StdKind, planned_name, require_level
 from guerdon.credit.normalise import GroupNorm
 from guerdon.errors import ConfigError
-from guerdon.rewards import Rewards, Scores
+from guerdon.rewards import Rewards, Scores, total_reward
 from guerdon.rollouts import Rollouts
 
 
@@ -52,14 +52,13 @@ class WeightedAdvantages(LinkBase):
 
     def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
         sources = [scores[name] for name in self.names]
-        total, mask = weighted_sum(sources, list(self.weights))
+        _, mask = weighted_sum(sources, list(self.weights))
         spans = replace(sources[0].spans, mask=mask)
-        if scores.reward is None:
-            scores = replace(scores, reward=Rewards(total, spans).row_total())
+        paid = total_reward(sources, self.weights)
         for name in self.names:
             norm = GroupNorm(name, std=self.std, eps=self.eps, singleton=self.singleton)
             scores = norm(scores, rollouts)
         values, _ = weighted_sum([scores[name] for name in self.names], list(self.weights))
         reasons = {cell: text for rewards in sources for cell, text in rewards.reasons.items()}
-        result = Rewards(torch.where(mask, values, 0.0), spans, reasons, "advantage")
+        result = Rewards(torch.where(mask, values, 0.0), spans, reasons, "advantage", paid)
         return scores.with_source(self.into, result, drop=self.names)

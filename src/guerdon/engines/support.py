@@ -46,14 +46,17 @@ class Support:
 
 TRL_LIMITS = {
     "chain": "this system has an empty chain: it scores but gives no advantages to train on; add links that end in ToTokens(...)",
-    "scale_rewards": "scale_rewards={value!r} would do nothing: normalisation is a link of the chain (GroupNorm(...)); leave it at its default",
-    "reward_weights": "reward_weights={value!r} would do nothing: weights belong to Fuse(...) in the chain; leave it None",
-    "multi_objective_aggregation": "multi_objective_aggregation={value!r} would do nothing: fusion is a link of the chain (Fuse(...), GroupNorm per source for GDPO); leave it at its default",
+    "scale_rewards": "scale_rewards={value!r} would do nothing: normalisation is a link of the chain (GroupNorm(), GroupNorm(std_over='batch'), GroupNorm(std=None)); leave it at its default",
+    "reward_weights": "reward_weights={value!r} would do nothing: weights belong to Fuse(..., weights=(...)) in the chain; leave it None",
+    "multi_objective_aggregation": "multi_objective_aggregation={value!r} would do nothing: fusion is a link of the chain "
+    "(Fuse(...) and GroupNorm(...), or PerRewardNorm(...) for normalize_then_sum); leave it at its default",
     "use_liger_kernel": "use_liger_kernel exchanges layers under a policy that this engine has patched and measured, and is deprecated in TRL; set it to False",
     "reference_path": "beta={beta} makes TRL reload the reference from config._name_or_path={path!r}, no model folder: save the policy (model.save_pretrained) and pass its folder, or set beta=0",
     "reference_differs": "beta={beta} made TRL load {path!r} as the reference, and that is not the policy you passed ({name} differs): "
     "save a warm-started policy (model.save_pretrained) and pass its folder, or set beta=0",
-    "environment_reward": "an environment with get_reward appends its own reward column after the system's; rename that method and read it in a signal (its environments are columns of the rollouts)",
+    "environment_reward": "{environment} has get_reward, which TRL makes a reward column of its own after the system's: name it in the system, "
+    "signals=dict(environment=guerdon.signals.EnvironmentReward()), and use that source in the chain. A second reward of an environment is a method "
+    "with a leading underscore, EnvironmentReward(method='_judge'): every other public method becomes one of the policy's tools",
     "eval_groups": "num_generations_eval=1 with a system of {scope} scope: a group of one has no statistics; set num_generations_eval to at least 2",
     "save_steps": "save_steps={value!r}: checkpoints must fall on generation boundaries, which come every {cycle} optimiser step(s) here; use a multiple of {cycle}",
     "save_strategy": "save_strategy={value!r} does not keep to generation boundaries; use save_strategy='steps' with save_steps a multiple of {cycle}, or 'no'",
@@ -125,6 +128,64 @@ OPENRLHF = Support(
 ENGINES = (TRL, VERL, OPENRLHF)
 
 
+# What a user of TRL's GRPOTrainer writes, and what it becomes: (there, here).
+FROM_GRPO = (
+    (
+        "`reward_funcs=[f]`, a function, plain or async",
+        '`signals={"f": RewardFunction(f)}`; None = does not apply, NaN = the instrument failed',
+    ),
+    (
+        '`reward_funcs=["org/reward-model"]`, or a loaded model',
+        '`RewardFunction("org/reward-model")`, read as TRL reads it; `reward_processing_classes` is its `tokenizer=`',
+    ),
+    ("`reward_weights=[0.7, 0.3]`", '`Fuse("f", "g", weights=(0.7, 0.3), into="reward")` before `GroupNorm("reward")`'),
+    (
+        '`scale_rewards="group"`, `"batch"`, `"none"`',
+        '`GroupNorm("reward")`, `GroupNorm("reward", std_over="batch")`, `GroupNorm("reward", std=None)`',
+    ),
+    (
+        '`multi_objective_aggregation="normalize_then_sum"`',
+        '`PerRewardNorm(("f", "g"), (0.7, 0.3), into="reward")` in place of `Fuse` and `GroupNorm`',
+    ),
+    ("one advantage a completion", 'last link `ToTokens("reward", "whole")`'),
+    (
+        "`trainer_state`, `log_extra`, `log_metric`, data columns, `environments`",
+        "handed to the function as TRL hands them; texts are also in `rollouts.jsonl`, metrics in `metrics.jsonl`",
+    ),
+    (
+        "an environment's `get_reward`",
+        '`EnvironmentReward()` as a signal; other rewards of an environment: `EnvironmentReward(method="_judge")`',
+    ),
+    ("a weight of 0, to watch a reward", "`Diagnostic(RewardFunction(f))`: logged, in no sum, drops no row"),
+    (
+        "the metric `reward`",
+        "what the chain makes advantages of, weights included; `System(reward=...)` states another",
+    ),
+    (
+        "everything else of GRPOTrainer and GRPOConfig",
+        "the same arguments of `CreditTrainer`; what would do nothing is refused, see below",
+    ),
+)
+
+FROM_GRPO_EXAMPLE = """from guerdon import System
+from guerdon.credit import Fuse, GroupNorm, ToTokens
+from guerdon.signals import RewardFunction
+
+
+def short(completions, **kwargs):
+    return [-len(completion) / 100 for completion in completions]
+
+
+def right(completions, answer, **kwargs):
+    return [float(a in completion) if a else None for completion, a in zip(completions, answer)]
+
+
+system = System(
+    {"short": RewardFunction(short), "right": RewardFunction(right)},
+    [Fuse("short", "right", weights=(0.3, 0.7), into="reward"), GroupNorm("reward"), ToTokens("reward", "whole")],
+)"""
+
+
 def limit(key: str, /, **values: object) -> str:
     """The sentence for something TRL cannot do, with the offending values in it."""
     return TRL_LIMITS[key].format(**values) if values else TRL_LIMITS[key]
@@ -146,6 +207,9 @@ def to_markdown() -> str:
         if item.name in COLUMNS:
             cells = " | ".join(str(getattr(engine, item.name)).replace("|", "\\|") for engine in ENGINES)
             lines.append(f"| {COLUMNS[item.name]} | {cells} |")
+    lines += ["", "## From GRPOTrainer", ""]
+    lines += ["| there | here |", "| --- | --- |", *(f"| {there} | {here} |" for there, here in FROM_GRPO)]
+    lines += ["", "```python", FROM_GRPO_EXAMPLE, "```"]
     for engine in ENGINES:
         lines += ["", f"## {engine.engine}: what is refused or left out", ""]
         lines += [f"- **{name}**: {text}" for name, text in engine.limits.items()]

@@ -11,7 +11,7 @@ import torch
 
 from guerdon.credit import Drop
 from guerdon.io.records import score_records
-from guerdon.rewards import Scores
+from guerdon.rewards import Scores, total_reward
 from guerdon.rollouts import Rollouts
 from guerdon.system import Scope, System
 
@@ -28,12 +28,18 @@ def reward_columns(system: System, rollouts: Rollouts) -> list[dict[str, Any]]:
         scores = system.credit(scores, rollouts)
         assert scores.reward is not None
         # A row dropped because a source failed has no reward, whatever number the chain went on with.
-        failed = torch.stack([rewards.failed.any(1) for rewards in scores.raw.values()]).any(0) & ~scores.keep
+        counted = [rewards for name, rewards in scores.raw.items() if name not in system.diagnostics()]
+        failed = torch.stack([rewards.failed.any(1) for rewards in counted]).any(0) & ~scores.keep
         totals = scores.reward.double().masked_fill(failed, float("nan"))
     else:
-        logged = {name for link in system.chain if isinstance(link, Drop) for name in link.names}
+        logged = {name for link in system.chain if isinstance(link, Drop) for name in link.names} | system.diagnostics()
         paid = [rewards for name, rewards in scores.raw.items() if name not in logged]
-        totals = torch.stack([rewards.row_total().double() for rewards in paid]).sum(0)
+        paid = paid or list(scores.raw.values())
+        totals = total_reward(paid).double()
+        # A text without spans has the total 0; only a source of one value a row can say that it does not apply.
+        bare = ~torch.stack([rewards.row_applies for rewards in paid]).any(0)
+        if any(rewards.level != "sequence" for rewards in paid):
+            totals = totals.masked_fill(bare, 0.0)
     records = score_records(scores)
     reasons = _reasons(scores)
     sole = len(scores.raw) == 1

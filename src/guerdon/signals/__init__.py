@@ -9,7 +9,7 @@ from guerdon.errors import nearest
 
 _HOMES = {
     "guerdon.signals.agreement": ("CrossViewVote", "SameViewVote", "SemanticAgreement", "TeacherVote"),
-    "guerdon.signals.around": ("FailTruncated", "OnText", "Route"),
+    "guerdon.signals.around": ("Diagnostic", "FailTruncated", "OnText", "Route"),
     "guerdon.signals.embedding": ("EmbeddingSimilarity", "HashedWords", "SentenceEmbedder", "cosine_similarity"),
     "guerdon.signals.learned.conciseness": ("Conciseness",),
     "guerdon.signals.learned.prm": ("StepClassifier",),
@@ -19,6 +19,7 @@ _HOMES = {
     "guerdon.signals.likelihood.last_token": ("LastTokenScore",),
     "guerdon.signals.likelihood.relative_perplexity": ("RelativePerplexity",),
     "guerdon.signals.noise": ("Noisy",),
+    "guerdon.signals.reward_function": ("EnvironmentReward", "RewardFunction"),
     "guerdon.signals.text": ("TextSignal", "text_signal"),
     "guerdon.signals.verifiable.patterns": ("ReasoningPatterns",),
     "guerdon.signals.verifiable.spoken": ("SpokenConfidence",),

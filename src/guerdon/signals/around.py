@@ -18,13 +18,25 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError, DataError
-from guerdon.rewards import Rewards, Scores
+from guerdon.rewards import Rewards, Scored, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.spans import Spans
 from guerdon.system import SCOPES, Scope, needs_of, scope_of
 
-Given = Rewards | Mapping[str, Rewards]
-_HANDED_ON = ("scope", "needs", "level", "roles", "bind", "state_dict", "load_state_dict", "update", "update_at")
+Given = Rewards | Mapping[str, Rewards] | Scored
+_HANDED_ON = (
+    "scope",
+    "needs",
+    "level",
+    "roles",
+    "bind",
+    "asked",
+    "owns_get_reward",
+    "state_dict",
+    "load_state_dict",
+    "update",
+    "update_at",
+)
 
 
 def levels_of(signal: Any) -> dict[str, str]:
@@ -34,13 +46,15 @@ def levels_of(signal: Any) -> dict[str, str]:
 
 
 def by_name(given: Given) -> dict[str, Rewards]:
-    """What a signal gave as {sub-reward: Rewards}; "" for a single one."""
-    return {"": given} if isinstance(given, Rewards) else dict(given)
+    """What a signal gave as {sub-reward: Rewards}; "" for a single one. What it logged is left out: see `as_given`."""
+    rewards = given.rewards if isinstance(given, Scored) else given
+    return {"": rewards} if isinstance(rewards, Rewards) else dict(rewards)
 
 
-def as_given(named: dict[str, Rewards]) -> Given:
-    """The inverse of `by_name`."""
-    return named[""] if set(named) == {""} else named
+def as_given(named: dict[str, Rewards], of: Given | None = None) -> Given:
+    """The inverse of `by_name`. `of`: what the inner signal gave, whose log is kept."""
+    rewards = named[""] if set(named) == {""} else named
+    return replace(of, rewards=rewards) if isinstance(of, Scored) else rewards
 
 
 class Around:
@@ -79,8 +93,13 @@ def score_rows(signal: Any, rollouts: Rollouts, scores: Scores, rows: Tensor) ->
         return signal(rollouts, scores)
     if not len(index):
         return as_given({name: _nothing(level, rollouts) for name, level in levels_of(signal).items()})
-    given = by_name(signal(rollouts.select(index), select_scores(scores, index)))
-    return as_given({name: spread(rewards, index, rollouts) for name, rewards in given.items()})
+    given = signal(rollouts.select(index), select_scores(scores, index))
+    if isinstance(given, Scored):
+        places = {row: n for n, row in enumerate(index.tolist())}
+        here = [places.get(row) for row in range(len(rollouts))]
+        texts = {name: [None if n is None else cells[n] for n in here] for name, cells in given.texts.items()}
+        given = replace(given, texts=texts)
+    return as_given({name: spread(rewards, index, rollouts) for name, rewards in by_name(given).items()}, given)
 
 
 def spread(rewards: Rewards, index: Tensor, rollouts: Rollouts) -> Rewards:
@@ -121,6 +140,11 @@ def _nothing(level: str, rollouts: Rollouts) -> Rewards:
     return Rewards(torch.zeros(spans.start.shape, device=spans.start.device), replace(spans, mask=spans.mask & False))
 
 
+def joined_cells(first: list[Any] | None, second: list[Any]) -> list[Any]:
+    """Two columns of one name that hold different rows, the other cells None."""
+    return second if first is None else [b if a is None else a for a, b in zip(first, second, strict=True)]
+
+
 # --- the signals -------------------------------------------------------------------------------------------------------
 
 
@@ -154,6 +178,9 @@ class Route:
         self.names = {name: name for name in routes} if names is None else dict(names)
         self.scope: Scope = max((scope_of(signal) for signal in routes.values()), key=SCOPES.index)
         self.needs = frozenset().union(*(needs_of(signal) for signal in routes.values()))
+        self.asked = (
+            "once" if any(getattr(signal, "asked", "") == "once" for signal in routes.values()) else "everywhere"
+        )
         self.roles = tuple(dict.fromkeys(r for signal in routes.values() for r in getattr(signal, "roles", ())))
         self.level = {
             f"{route}.{sub}".rstrip("."): level
@@ -167,18 +194,23 @@ class Route:
             f"Route({routes}, by={self.by if isinstance(self.by, str) else getattr(self.by, '__name__', 'function')!r})"
         )
 
-    def __call__(self, rollouts: Rollouts, scores: Scores) -> dict[str, Rewards]:
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Given:
         chosen = self.choose(rollouts)
         found: dict[str, Rewards] = {}
+        metrics: dict[str, float] = {}
+        texts: dict[str, list[Any]] = {}
         for route, signal in self.routes.items():
             rows = torch.tensor([name == route for name in chosen], dtype=torch.bool)
-            named = by_name(score_rows(signal, rollouts, scores, rows))
-            found |= {f"{route}.{sub}".rstrip("."): rewards for sub, rewards in named.items()}
+            given = score_rows(signal, rollouts, scores, rows)
+            found |= {f"{route}.{sub}".rstrip("."): rewards for sub, rewards in by_name(given).items()}
+            if isinstance(given, Scored):
+                metrics |= given.metrics
+                texts |= {name: joined_cells(texts.get(name), cells) for name, cells in given.texts.items()}
         lost = [row for row, name in enumerate(chosen) if name is None]
         if lost:
             first = next(iter(found))
             found[first] = self._without_route(found[first], lost, rollouts)
-        return found
+        return Scored(found, metrics, texts) if metrics or texts else found
 
     def choose(self, rollouts: Rollouts) -> list[str | None]:
         """Each row's route, None where the data do not say. Raises DataError where a group is on several routes."""
@@ -215,6 +247,24 @@ class Route:
             self.routes[name].load_state_dict(inner)
 
 
+class Diagnostic(Around):
+    """Signal: the inner one, for the log only: no link sees it, it is no part of the reward and drops no row.
+
+    signal: anything. Later signals may still read its scores.
+    """
+
+    diagnostic = True
+
+    def __init__(self, signal: Any) -> None:
+        self.signal = signal
+
+    def __repr__(self) -> str:
+        return f"Diagnostic({self.signal!r})"
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Given:
+        return self.signal(rollouts, scores)
+
+
 class FailTruncated(Around):
     """Signal: the inner one, but a completion cut at the length cap gets a stated value; a row signal is not asked about it.
 
@@ -245,7 +295,7 @@ class FailTruncated(Around):
             given = score_rows(self.signal, rollouts, scores, whole)
         else:
             given = self.signal(rollouts, scores)
-        return as_given({name: self._failed(name, rewards, ~whole) for name, rewards in by_name(given).items()})
+        return as_given({name: self._failed(name, rewards, ~whole) for name, rewards in by_name(given).items()}, given)
 
     def _failed(self, name: str, rewards: Rewards, cut: Tensor) -> Rewards:
         value = self.value.get(name) if isinstance(self.value, Mapping) else self.value
@@ -287,8 +337,9 @@ class OnText(Around):
             clock=rollouts.clock,
         )
         there = torch.tensor([part is not None for part in parts], dtype=torch.bool)
-        given = by_name(score_rows(self.signal, texts, scores, there))
-        return as_given({name: self._placed(rewards, ~there, rollouts) for name, rewards in given.items()})
+        given = score_rows(self.signal, texts, scores, there)
+        placed = {name: self._placed(rewards, ~there, rollouts) for name, rewards in by_name(given).items()}
+        return as_given(placed, given)
 
     def _placed(self, rewards: Rewards, absent: Tensor, rollouts: Rollouts) -> Rewards:
         """Back on the completion's own tokens, with the stated value where the part is missing."""

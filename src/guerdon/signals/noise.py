@@ -125,15 +125,16 @@ class Noisy(Around):
         return f"Noisy({self.signal!r}, {self.p!r}, unit={self.unit!r}{more})"
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> Given:
-        given = by_name(self.signal(rollouts, scores))
+        answer = self.signal(rollouts, scores)
+        given = by_name(answer)
         if self.training_only and not rollouts.clock.training:
-            return {"score": given[""], "clean": given[""]} if self.keep_clean else as_given(given)
+            return {"score": given[""], "clean": given[""]} if self.keep_clean else answer
         draws = noise_draws(rollouts, self.name, self.unit, persistent=self.persistent)
         hit = self.p > draws[:, 0]
         if self.spare is not None:
             hit &= ~torch.tensor([bool(flag) for flag in self.spare(rollouts)], dtype=torch.bool)
         noisy = {name: self._disturbed(rewards, hit, draws[:, 1]) for name, rewards in given.items()}
-        return {"score": noisy[""], "clean": given[""]} if self.keep_clean else as_given(noisy)
+        return {"score": noisy[""], "clean": given[""]} if self.keep_clean else as_given(noisy, answer)
 
     def _disturbed(self, rewards: Rewards, hit: Tensor, draw: Tensor) -> Rewards:
         values = rewards.values

@@ -32,11 +32,13 @@ class Sampled:
         prompt_ids: B lists of token ids.
         completion_ids: B lists of token ids; an end-of-sequence token, where there is one, is the last.
         policy: B lists of 0/1, 1 = sampled by the policy (0 = tool output), or None where everything was sampled.
+        completions: B texts or chat messages, as TRL hands them to reward functions.
     """
 
     prompt_ids: list[list[int]]
     completion_ids: list[list[int]]
     policy: list[list[int]] | None = None
+    completions: list[Any] | None = None
 
 
 def pad_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -106,6 +108,7 @@ def build_rollouts(
         trainable=finished.clone() if drop_unfinished else torch.ones(size, dtype=torch.bool),
         columns=dict(columns),
         clock=clock,
+        messages=sampled.completions,
     )
 
 
@@ -124,7 +127,23 @@ def gather_scores(local: Scores, processes: int) -> Scores:
     parts = _gather(local)
     names = list(parts[0].sources)
     joined = {name: concat_rewards([part.sources[name] for part in parts]) for name in names}
-    return replace(local, sources=joined, raw=dict(joined), keep=torch.cat([part.keep for part in parts]))
+    keep = torch.cat([part.keep for part in parts])
+    return replace(
+        local, sources=joined, raw=dict(joined), keep=keep, logged=_mean_logs(parts), texts=_joined_texts(parts)
+    )
+
+
+def _mean_logs(parts: Sequence[Scores]) -> dict[str, float]:
+    """Numbers that signals logged on the ranks, averaged over those that logged them, as TRL does."""
+    names = dict.fromkeys(name for part in parts for name in part.logged)
+    values = {name: [part.logged[name] for part in parts if name in part.logged] for name in names}
+    return {name: sum(column) / len(column) for name, column in values.items()}
+
+
+def _joined_texts(parts: Sequence[Scores]) -> dict[str, list[Any]]:
+    """Columns that signals logged on the ranks, None in the rows of a rank that logged none."""
+    names = dict.fromkeys(name for part in parts for name in part.texts)
+    return {name: [cell for part in parts for cell in part.texts.get(name, [None] * len(part))] for name in names}
 
 
 def _gather(part: Any) -> list[Any]:

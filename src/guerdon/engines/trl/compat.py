@@ -7,6 +7,7 @@ this file.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -18,7 +19,10 @@ import torch
 from guerdon.engines.support import limit
 from guerdon.engines.trl.together import PREFIX, together_column
 from guerdon.errors import CapabilityError, ConfigError
-from guerdon.system import System
+from guerdon.rollouts import Rollouts
+from guerdon.system import TRAINER_STATE, System
+
+logger = logging.getLogger(__name__)
 
 # The private methods this engine overrides, with the parameters it relies on.
 HOOKS: Mapping[str, tuple[str, ...]] = {
@@ -52,6 +56,7 @@ HOOKS: Mapping[str, tuple[str, ...]] = {
     "_get_grad_norm": ("model", "grad_norm"),
     "training_step": ("model", "inputs", "num_items_in_batch"),
 }
+ENGINE_ROLES = frozenset({"policy", TRAINER_STATE})  # what a trainer itself hands to parts that ask
 PROVIDED = frozenset(
     {"tokens", "offsets", "logprobs.old", "policy", "policy.score", "policy.logprobs", "policy.generate"}
 )
@@ -150,7 +155,7 @@ def check_system(system: System, args: Any, *, peft: bool, evaluates: bool) -> N
     system.require(provided, "TRL's GRPO trainer")
     for part in system.parts():
         for role in getattr(part, "roles", ()):
-            if role != "policy" and role not in system.models and not (role == "reference" and reference):
+            if role not in ENGINE_ROLES and role not in system.models and not (role == "reference" and reference):
                 raise CapabilityError(f"{system.name}: {limit('role', part=repr(part), role=role)}")
     for role, model in system.models.items():
         if model.refresh not in ("frozen", "phase_start") and not model.moves:
@@ -174,6 +179,26 @@ def warn_about_temperature(system: System, args: Any) -> None:
                 f"scored is not the policy that sampled. Give the system temperature={args.temperature}",
                 stacklevel=3,
             )
+
+
+def warn_about_unscored(matrix: torch.Tensor, rollouts: Rollouts) -> None:
+    """Warn, as TRL does, where no source applies to a row: it is trained on nothing.
+
+    Args:
+        matrix: [B, K] what each source paid each row, NaN where it failed or does not apply.
+        rollouts: the same B.
+    """
+    lost = matrix.isnan().all(1).nonzero()[:, 0].tolist()
+    if lost:
+        row = {name: column[lost[0]] for name, column in rollouts.columns.items()}
+        row |= {"prompt": rollouts.prompts[lost[0]], "completion": rollouts.completions[lost[0]]}
+        logger.warning(
+            "All reward functions returned None for the following kwargs:\n%s\n(and for %d of the other %d rollouts: no source of the "
+            "system applies to them, or all failed; they are trained on nothing)",
+            row,
+            len(lost) - 1,
+            len(matrix) - 1,
+        )
 
 
 def check_sharding(trainer: Any, system: System) -> None:

@@ -194,8 +194,7 @@ class Evaluator(TrainerCallback):
         columns = {key: [row.get(key) for row in rows] for key in keys}
         prompts = [row["prompt"] for row in rows]
         with _Settings(trainer, self.temperature, self.max_new_tokens, size):
-            prompt_ids, completion_ids, policy, *_ = trainer._generate(prompts)
-            sampled = B.Sampled(prompt_ids, completion_ids, policy)
+            sampled = B.Sampled(*trainer._generate(prompts)[:4])
             rollouts = trainer.rollouts_of(sampled, prompts, columns, size, trainer.clock(training=False))
         index = torch.arange(len(rows))
         return replace(

@@ -23,7 +23,7 @@ from guerdon.errors import DataError
 from guerdon.lm.forward import instrument
 from guerdon.lm.local import LocalModel
 from guerdon.rollouts import LogProbs, Rollouts
-from guerdon.system import System
+from guerdon.system import TRAINER_STATE, System
 
 if TYPE_CHECKING:
     from guerdon.engines.trl.trainer import CreditTrainer
@@ -91,7 +91,10 @@ class Instruments:
         ]
         self.by_role = {"policy": self.policy, **({"reference": self._reference} if self._reference else {})}
         self.by_role |= self._models
-        self._bound = sorted({role for part in self.system.parts() for role in getattr(part, "roles", ())})
+        roles = {role for part in self.system.parts() for role in getattr(part, "roles", ())}
+        if TRAINER_STATE in roles:
+            self.system.bind(TRAINER_STATE, lambda: trainer.state)  # TRL replaces the object when training begins
+        self._bound = sorted(roles - {TRAINER_STATE})
         for role in self._bound:
             if role == "reference" and self._reference is None:
                 self.system.bind(role, AdapterOff(self.policy))

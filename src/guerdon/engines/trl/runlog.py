@@ -110,10 +110,10 @@ def plain(value: Any) -> Any:
 
 
 def mean_std(values: Tensor) -> tuple[float, float]:
-    """Mean and sample standard deviation of the numbers among `values`; NaN where there are none (or only one)."""
+    """Mean and sample standard deviation of the numbers among `values`; NaN where there are none, or only one for the std."""
     numbers = values[~values.isnan()].double()
     mean = float(numbers.mean()) if len(numbers) else math.nan
-    return mean, float(numbers.std()) if len(numbers) > 1 else (0.0 if len(numbers) else math.nan)
+    return mean, float(numbers.std()) if len(numbers) > 1 else math.nan
 
 
 def generation_metrics(rollouts: Rollouts, scores: Scores, truth: Tensor | None) -> dict[str, Any]:
@@ -122,9 +122,13 @@ def generation_metrics(rollouts: Rollouts, scores: Scores, truth: Tensor | None)
     mean, std = mean_std(reward)
     components = {}
     for name, rewards in scores.raw.items():
-        totals = rewards.row_total() if rewards.kind != "advantage" else torch.full((len(rewards),), math.nan)
+        totals = rewards.row_reward()
         component_mean, component_std = mean_std(totals)
-        components[name] = {"mean": component_mean, "std": component_std, "nan": float(totals.isnan().float().mean())}
+        components[name] = {
+            "mean": component_mean,
+            "std": component_std,
+            "nan": float(rewards.failed.any(1).float().mean()),
+        }
     found: dict[str, Any] = {"reward": mean, "reward_std": std, "components": components}
     found["length"] = float(rollouts.lengths.float().mean())
     found["truncated"] = math.nan if rollouts.finished is None else 1 - float(rollouts.finished.float().mean())
@@ -133,6 +137,8 @@ def generation_metrics(rollouts: Rollouts, scores: Scores, truth: Tensor | None)
         found["true"] = mean_std(truth)[0]
     if scores.metrics:
         found["chain"] = dict(scores.metrics)
+    if scores.logged:
+        found["logged"] = dict(scores.logged)
     return found
 
 
@@ -175,6 +181,7 @@ def rollout_records(
                 "group": int(rollouts.groups[row]),
                 "kept": bool(scores.keep[row]),
             }
+            | ({"texts": {name: cells[row] for name, cells in scores.texts.items()}} if scores.texts else {})
         )
     return records
 

@@ -105,8 +105,7 @@ class CreditTrainer(ResumableTrainer):
             callbacks=callbacks,
             **trl_options,
         )
-        if len(self.reward_funcs) != len(self._source_names):
-            raise CapabilityError(limit("environment_reward"))
+        self._leave_out_environment_rewards()
         compat.check_reference_weights(self)
         compat.check_sharding(self, system)
         self.run_log = RunLog(log_dir or self.args.output_dir, active=self.accelerator.is_main_process)
@@ -121,6 +120,16 @@ class CreditTrainer(ResumableTrainer):
         for monitor in self.monitors:
             if hasattr(monitor, "attach"):
                 monitor.attach(self)
+
+    def _leave_out_environment_rewards(self) -> None:
+        """Take back the columns TRL appends for environments with `get_reward`: a signal of the system asks them, or none may."""
+        own = len(self._source_names)
+        if len(self.reward_funcs) == own:
+            return
+        if not any(getattr(signal, "owns_get_reward", False) for signal in self.system.signals.values()):
+            raise CapabilityError(limit("environment_reward", environment=", ".join(self.reward_func_names[own:])))
+        del self.reward_funcs[own:], self.reward_func_names[own:], self.reward_processing_classes[own:]
+        self.reward_weights = self.reward_weights[:own]
 
     # -- one generation --------------------------------------------------------------------------------------------------
 
@@ -156,7 +165,7 @@ class CreditTrainer(ResumableTrainer):
 
     def _generate(self, prompts: list[Any]) -> Any:
         result = super()._generate(prompts)
-        self._sampled = B.Sampled(result[0], result[1], result[2])
+        self._sampled = B.Sampled(*result[:4])
         return result
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
@@ -173,7 +182,9 @@ class CreditTrainer(ResumableTrainer):
             rollouts, scores = self.score(local)
         truth, reasons = self._measure_truth(local)
         self._scored = (rollouts, scores, truth, reasons)
-        return self._source_matrix(scores).to(self.accelerator.device)
+        matrix = self._source_matrix(scores)
+        compat.warn_about_unscored(matrix, rollouts)
+        return matrix.to(self.accelerator.device)
 
     def score(self, local: Rollouts) -> tuple[Rollouts, Scores]:
         """Signals on this rank's rollouts; returns the global rollouts and their scores, the same on every rank."""
@@ -217,15 +228,14 @@ class CreditTrainer(ResumableTrainer):
         return scores
 
     def _source_matrix(self, scores: Scores) -> Tensor:
-        """[B_global, K]: each source's row total, NaN where it failed: what TRL logs."""
+        """[B_global, K]: each source's row total, NaN where it failed or does not apply: what TRL logs."""
         missing = [name for name in self._source_names if name not in scores.raw]
         if missing or len(scores.raw) != len(self._source_names):
             raise ChainError(
                 f"{self.system.name}: signals declared the sources {self._source_names} and gave {sorted(scores.raw)}; a signal with several sources declares level={{name: level}}"
             )
         columns = [scores.raw[name] for name in self._source_names]
-        totals = [r.row_total() if r.kind != "advantage" else torch.full((len(r),), float("nan")) for r in columns]
-        return torch.stack([total.cpu().float() for total in totals], 1)
+        return torch.stack([source.row_reward().cpu().float() for source in columns], 1)
 
     def _measure_truth(self, local: Rollouts) -> tuple[Tensor | None, list[str]]:
         """[B_global] true success of the training rollouts, for the log only."""
@@ -274,6 +284,10 @@ class CreditTrainer(ResumableTrainer):
         metrics["kept"].append(record["kept"])
         for name, value in scores.metrics.items():
             metrics[f"chain/{name}"].append(float(value))
+        for name, value in scores.logged.items():
+            metrics[name].append(float(value))
+        for name, cells in scores.texts.items():
+            self._logs["extra"][name].extend(cells)
         if truth is not None:
             metrics["true"].append(mean_std(truth)[0])
         shown, size = self._logs["advantages"], len(rollouts)
