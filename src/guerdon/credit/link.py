@@ -8,7 +8,7 @@ the pure functions beside it. Class attributes are the protocol of `guerdon.syst
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 from typing import ClassVar, Literal
 
 import torch
