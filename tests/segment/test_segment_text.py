@@ -26,7 +26,7 @@ def test_delimiter() -> None:
         ["a\n\n", "b"],
         ["a\n\n"],
         [],
-        ["\n\n", "\n\n"],
+        ["\n\n\n\n"],
         ["a\n\n", "\nb"],
     ]
     with pytest.raises(ConfigError, match="delimiter"):

@@ -4,6 +4,9 @@ PURE ends a step at every token whose text ENDS with the delimiter (".\\n\\n" is
 and at the last token. That rule cannot see a delimiter made of two tokens: SmolLM2 writes "a.\\n\\nb" with "\\n", "\\n", so
 there it hardly ever cuts, and `ByDelimiter` warns. The text rule always cuts, but needs `rollouts.offsets`.
 The two differ on EOS after a delimiter: a step of its own for PURE, part of the last step for the text rule.
+
+White space alone is no step under either rule, which the official code of PURE does not say: its tokens belong to the step before
+them (or to the first one), so that a policy cannot print blank lines for step rewards.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from guerdon.segment.placement import last_valid, place
 from guerdon.segment.text import split_text
 from guerdon.spans import Spans
 
+_BLANK: weakref.WeakKeyDictionary[Any, dict[int, tuple[int, ...]]] = weakref.WeakKeyDictionary()
 _KNOWN: weakref.WeakKeyDictionary[Any, dict[tuple[int, str], tuple[int, ...]]] = weakref.WeakKeyDictionary()
 
 
@@ -53,6 +57,39 @@ def separator_ids(tokenizer: Any, delimiter: str = "\n\n") -> tuple[int, ...]:
             f"choose a delimiter that ends a single token, or cut the text: ByDelimiter(None, {delimiter!r})"
         )
     return known[key]
+
+
+def blank_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Every vocabulary id whose decoded text is white space, ascending; ids without a text (end of sequence) are none."""
+    try:
+        known = _BLANK.setdefault(tokenizer, {})
+    except TypeError:
+        known = {}
+    size = len(tokenizer)
+    if size not in known:
+        texts = enumerate(_vocabulary_texts(tokenizer))
+        known[size] = tuple(i for i, text in texts if text and not text.strip())
+    return known[size]
+
+
+def without_blank_steps(ends: torch.Tensor, content: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Step ends without those of steps that hold no content: blank tokens belong to the step before them, or to the first.
+
+    Args:
+        ends: [B, T] bool, where steps would end; the last valid token is one.
+        content: [B, T] bool, valid tokens that are not white space.
+        mask: [B, T] bool, valid tokens.
+
+    Returns:
+        [B, T] bool. Of ends with no content between them the last stays; a row of white space alone keeps its last.
+    """
+    if not ends.shape[1]:
+        return ends
+    written = content.long().cumsum(1)  # how much content there is up to here
+    most = ends.shape[1] + 1
+    following = torch.where(ends, written, most).flip(1).cummin(1).values.flip(1)
+    following = torch.cat([following[:, 1:], torch.full_like(following[:, :1], most)], 1)
+    return ends & (following != written) & ((written > 0) | last_valid(mask))
 
 
 def _vocabulary_texts(tokenizer: Any) -> list[str]:
@@ -97,7 +134,9 @@ class ByDelimiter:
         ids = rollouts.completion_ids
         separators = torch.tensor(separator_ids(self.tokenizer, self.delimiter), device=ids.device, dtype=ids.dtype)
         mask = rollouts.mask.to(ids.device)
-        return Spans.from_ends(torch.isin(ids, separators) | last_valid(mask), mask, self.name)
+        blank = torch.tensor(blank_ids(self.tokenizer), device=ids.device, dtype=ids.dtype)
+        ends = (torch.isin(ids, separators) & mask) | last_valid(mask)
+        return Spans.from_ends(without_blank_steps(ends, mask & ~torch.isin(ids, blank), mask), mask, self.name)
 
 
 def _occurs(tokenizer: Any, delimiter: str) -> bool:

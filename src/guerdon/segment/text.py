@@ -25,13 +25,34 @@ def tile_at(text: str, ends: Iterable[int]) -> list[CharSpan]:
     return [(s, e - 1) for s, e in zip([0, *cuts], [*cuts, len(text)], strict=True) if e > s]
 
 
+def ends_of_content(text: str, ends: Iterable[int]) -> list[int]:
+    """Ends of pieces without those of white space alone: it belongs to the piece before it, or to the first one.
+
+    A policy that prints blank lines makes no steps by it.
+    """
+    kept: list[int] = []
+    begin = 0
+    for end in ends:
+        if text[begin:end].strip():
+            kept.append(end)
+        elif kept:
+            kept[-1] = end
+        begin = end
+    if kept and not text[kept[-1] :].strip():
+        kept[-1] = len(text)
+    return kept
+
+
 def split_text(text: str, delimiter: str) -> list[CharSpan]:
-    """Pieces that end with `delimiter` (it belongs to the piece it ends), and the rest; non-overlapping from the left."""
+    """Pieces that end with `delimiter` (it belongs to the piece it ends), and the rest; non-overlapping from the left.
+
+    White space alone is no piece, see `ends_of_content`.
+    """
     ends, at = [], text.find(delimiter)
     while at >= 0:
         ends.append(at + len(delimiter))
         at = text.find(delimiter, ends[-1])
-    return tile_at(text, ends)
+    return tile_at(text, ends_of_content(text, ends))
 
 
 @dataclass(frozen=True)
