@@ -1,12 +1,12 @@
-"""A process reward model as a signal: one score per reasoning step, read at one delimiter position per step.
+"""A process reward model as a signal: one score per reasoning step, p(good) - p(bad), in [-1, 1].
 
-The model is a token classifier with two classes, 0 = bad step and 1 = good step. Following PURE, its input is rebuilt from
-the policy's tokens: the prompt, then every step without its last token (the delimiter, whatever token it came in, or the
-end of sequence), followed by ONE delimiter token of the reward model's own. One token is replaced by one token, so a score
-is written straight back to the position where the step ends. The score is p(good) - p(bad), in [-1, 1].
+Published models are read by their own conventions (`conventions`): architecture, head, separator, labels and chat layout. The
+plain one is PURE's, a token classifier with two classes whose input is rebuilt from the policy's tokens: the prompt, then every step
+without its last token (the delimiter, whatever token it came in, or the end of sequence), followed by ONE delimiter token of the reward
+model's own. One token is replaced by one token, so a score is written straight back to where the step ends.
 
-What it assumes: rows fit into the model's context (cells beyond it are NaN, with the reason), and the policy's tokenizer is
-the reward model's; if not, `retokenize=True` re-encodes prompt and steps as text, step by step.
+Ids cross only into the same vocabulary, which is looked at (`lm.vocabulary`); `retokenize=True` encodes prompt and steps as text. What
+the policy causes is a number: a step of white space alone, and one beyond the model's context, get -1. A prompt that does not fit is NaN.
 
 Source: PURE (arXiv 2504.15275), verl branch fsdp_workers.py, main branch utils.py `turn_process_reward_logits_to_reward`.
 """
@@ -15,27 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
-from guerdon.extras import require
+from guerdon.lm.vocabulary import VocabularyCheck
 from guerdon.rewards import Reasons, Rewards, Scores
 from guerdon.rollouts import Rollouts
+from guerdon.signals.learned.conventions import Convention, good_label
+from guerdon.signals.learned.heads import label_count, load_reward_model
+from guerdon.signals.learned.layouts import PrmInput, pad_rows, place_steps, single_token_id
 from guerdon.spans import Spans
 
+LOWEST = -1.0
 EMPTY_STEP = "the step is empty"
-
-
-class PrmInput(NamedTuple):
-    """ids: [B, L] right-padded reward-model input. mask: [B, L] bool. positions: [B, S] where each step's delimiter stands
-    in ids, -1 where there is no step."""
-
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
+BLANK_STEP = "the step is white space alone"
 
 
 # --- pure functions --------------------------------------------------------------------------------------------------
@@ -62,10 +59,11 @@ def rebuild_prm_input(
     ids = torch.cat([prompt_ids, rebuilt], 1)
     mask = torch.cat([prompt_mask.bool(), completion_mask.bool()], 1)
     order = mask.long().argsort(dim=1, descending=True, stable=True)  # valid tokens first, in their order
+    lengths = prompt_mask.bool().sum(1)
     new_position = mask.long().cumsum(1) - 1
     positions = new_position.gather(1, prompt_ids.shape[1] + ends)
     ids, mask = ids.gather(1, order), mask.gather(1, order)
-    return PrmInput(torch.where(mask, ids, pad_id), mask, torch.where(real, positions, -1))
+    return PrmInput(torch.where(mask, ids, pad_id), mask, torch.where(real, positions, -1), lengths)
 
 
 def step_scores(logits: Tensor, mask: Tensor) -> Tensor:
@@ -78,17 +76,24 @@ def step_scores(logits: Tensor, mask: Tensor) -> Tensor:
 
 
 class StepClassifier:
-    """Signal: a two-class token classifier's score for every step of a segmentation.
+    """Signal: a process reward model's score for every step of a segmentation.
 
-    model: hub id or path of a token classifier with two labels, or a loaded model (then `tokenizer` is needed).
+    model: hub id or path (also of a LoRA adapter with its head), or a loaded model (then `tokenizer` is needed).
     tokenizer: the reward model's tokenizer; default: the one beside the model.
     segment: the segmentation whose spans are the steps; the system's `segments` must have it.
-    delimiter: the text the reward model was trained to be read at; must be one token of its tokenizer.
-    retokenize: the policy's tokenizer is another one: re-encode the text, step by step.
+    convention: a name of `conventions.TABLE`; None = what the checkpoint says, else "pure".
+    delimiter: the text the reward model was trained to be read at, one token of its tokenizer; None = the convention's.
+    good_label: which of a classifier's two labels means a good step; None = by their names in its config.
+    retokenize: the policy's tokenizer is another one: encode the text, step by step. Texts without ids always are, and so is
+        every layout but "as_given".
     token_budget: padded tokens per forward pass.
 
     Loaded on first use; runs in eval mode without gradients and leaves the random state alone. `last_logits` holds the raw
-    logits [B, S, 2] of the latest batch (0 at masked steps).
+    logits [B, S, 2] of the latest batch, (bad, good) (0 at masked steps).
+
+    Raises:
+        ConfigError: at loading, a model without such a head, or whose labels do not say which is good.
+        CapabilityError: ids of another vocabulary and no `retokenize`.
     """
 
     scope = "row"
@@ -100,7 +105,9 @@ class StepClassifier:
         *,
         tokenizer: Any = None,
         segment: str = "steps",
-        delimiter: str = "\n",
+        convention: str | Convention | None = None,
+        delimiter: str | None = None,
+        good_label: int | None = None,
         retokenize: bool = False,
         token_budget: int = 16384,
         device: str | torch.device | None = None,
@@ -108,115 +115,140 @@ class StepClassifier:
     ) -> None:
         if not isinstance(model, str) and tokenizer is None and not hasattr(model, "__fspath__"):
             raise ConfigError("a loaded process reward model comes without its tokenizer: pass tokenizer=")
-        self.source, self.level, self.delimiter = model, segment, delimiter
-        self.retokenize, self.token_budget = retokenize, token_budget
+        if good_label not in (None, 0, 1):
+            raise ConfigError(f"good_label={good_label!r}: one of two labels, 0 or 1")
+        self.source, self.level, self.delimiter, self.convention = model, segment, delimiter, convention
+        self.good_label, self.retokenize, self.token_budget = good_label, retokenize, token_budget
         self.last_logits: Tensor | None = None
         self._device, self._dtype, self._tokenizer = device, dtype, tokenizer
         self._model: Any = None
+        self._read_as: Convention | None = None
+        self._vocabulary: VocabularyCheck | None = None
 
     def __repr__(self) -> str:
         name = self.source if isinstance(self.source, str) else type(self.source).__name__
         return f"StepClassifier({name!r}, segment={self.level!r})"
 
     def load(self) -> tuple[Any, Any]:
-        """(model, tokenizer), loading them on the first call. Raises ConfigError unless there are two labels."""
+        """(model, tokenizer), loading them on the first call. Raises ConfigError for a model without two labels of its own."""
         if self._model is None:
-            model, self._tokenizer = load_classifier(
-                self.source, self._tokenizer, "AutoModelForTokenClassification", self._device, self._dtype
+            loaded = load_reward_model(
+                self.source,
+                self._tokenizer,
+                "process",
+                convention=self.convention,
+                device=self._device,
+                dtype=self._dtype,
             )
-            if model.config.num_labels != 2:
-                raise ConfigError(
-                    f"{self.source}: a process reward model has 2 labels (bad, good), this one {model.config.num_labels}"
+            if self.good_label is None:
+                names = (
+                    loaded.model.config.id2label if loaded.convention.head == "classifier" else {0: "bad", 1: "good"}
                 )
-            self._model = model
+                self.good_label = good_label(names, self.source if isinstance(self.source, str) else "this model")
+            self._tokenizer, self._read_as, self._model = loaded.tokenizer, loaded.convention, loaded.model
+            if self.delimiter is not None:
+                self._read_as = replace(self._read_as, separator=self.delimiter)
+            self._vocabulary = VocabularyCheck(self._tokenizer, self._model, "the reward model")
         return self._model, self._tokenizer
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards:
         model, tokenizer = self.load()
         spans = rollouts.segment(self.level)
-        delimiter_id = single_token_id(tokenizer, self.delimiter)
-        empty = spans.mask & (spans.end < spans.start)
-        scored = spans.mask & ~empty
+        spans, reasons = self._steps(rollouts, spans)
+        lowest = torch.zeros_like(spans.mask)
+        for cell in reasons:
+            lowest[cell] = True
+        scored = spans.mask & ~lowest
+        assert self._read_as is not None
+        delimiter_id = single_token_id(tokenizer, self._read_as.separator)
         prm = self._input(rollouts, spans, scored, tokenizer, delimiter_id)
         limit = getattr(model.config, "max_position_embeddings", None) or prm.ids.shape[1]
         beyond = prm.positions >= limit
         logits = classify_positions(model, prm, torch.where(beyond, -1, prm.positions), self.token_budget, limit)
-        logits = logits.to(spans.start.device)
-        self.last_logits = logits
+        if self.good_label == 0:
+            logits = logits.flip(-1)
+        self.last_logits = logits = logits.to(spans.start.device)
 
-        values, reasons = step_scores(logits, scored), Reasons()
-        values = torch.where(empty, -1.0, values)  # writing nothing is the policy's doing: the lowest score
-        for cell in _cells(empty):
-            reasons[cell] = EMPTY_STEP
+        values = torch.where(lowest, LOWEST, step_scores(logits, scored))
         beyond = beyond.to(values.device) & scored
+        assert prm.prompt_lengths is not None
+        no_room = beyond & (prm.prompt_lengths.to(values.device) >= limit)[:, None]
+        values = torch.where(beyond, LOWEST, values)
+        context = f"the reward model's context of {limit} tokens"
         for cell in _cells(beyond):
-            reasons[cell] = f"the step ends beyond the reward model's context of {limit} tokens"
+            reasons[cell] = f"the step ends beyond {context}: the lowest score"
+        for cell in _cells(no_room):
+            reasons[cell] = f"the prompt alone fills {context}"
         broken = scored & ~beyond & ~torch.isfinite(logits).all(-1)
         for cell in _cells(broken):
             reasons[cell] = "the process reward model returned non-finite logits"
-        return Rewards(torch.where(beyond | broken, float("nan"), values), spans, reasons)
+        return Rewards(torch.where(no_room | broken, float("nan"), values), spans, reasons)
+
+    def _steps(self, rollouts: Rollouts, spans: Spans) -> tuple[Spans, Reasons]:
+        """The spans that are steps, and why some get the lowest score: writing nothing is the policy's doing.
+
+        A layout of texts has no place for a step without text (an end-of-sequence token by itself), unless it is all there is.
+        """
+        reasons: Reasons = {cell: EMPTY_STEP for cell in _cells(spans.mask & (spans.end < spans.start))}
+        if spans.unit == "token" and rollouts.offsets is None:
+            return spans, reasons
+        silent = torch.zeros_like(spans.mask)
+        for b, texts in enumerate(step_texts(rollouts, spans)):
+            for s, text in texts:
+                silent[b, s] = not text and (b, s) not in reasons
+                if text and not text.strip():
+                    reasons[b, s] = BLANK_STEP
+        assert self._read_as is not None
+        if self._read_as.layout != "as_given" and bool(silent.any()):
+            alone = silent & ~(spans.mask & ~silent).any(1, keepdim=True)
+            for cell in _cells(alone):
+                reasons[cell] = EMPTY_STEP
+            spans = Spans(spans.start, spans.end, spans.mask & ~(silent & ~alone), spans.unit, spans.name)
+        return spans, reasons
 
     def _input(self, rollouts: Rollouts, spans: Spans, scored: Tensor, tokenizer: Any, delimiter_id: int) -> PrmInput:
+        assert self._read_as is not None and self._vocabulary is not None
+        convention = self._read_as
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else delimiter_id
-        if self.retokenize:
-            return self._encode_text(rollouts, spans, scored, tokenizer, delimiter_id, pad_id)
-        if rollouts.completion_ids is None or rollouts.prompt_ids is None or rollouts.prompt_mask is None:
-            raise CapabilityError(f"{self!r} reads token ids and these rollouts are texts; pass retokenize=True")
+        ids, prompts, mask = rollouts.completion_ids, rollouts.prompt_ids, rollouts.prompt_mask
+        given = convention.layout == "as_given" and not convention.between
+        if self.retokenize or not given or ids is None or prompts is None or mask is None:
+            return self._encode_text(rollouts, spans, scored, convention, pad_id)
         if spans.unit != "token":
             raise CapabilityError(
                 f"{self!r}: the spans {self.level!r} count characters; use a token segmentation or retokenize=True"
             )
-        return rebuild_prm_input(
-            rollouts.prompt_ids,
-            rollouts.prompt_mask,
-            rollouts.completion_ids,
-            rollouts.mask,
-            torch.where(scored, spans.end, -1),
-            delimiter_id,
-            pad_id,
-        )
+        self._vocabulary.require_same(rollouts, f"{self!r} needs retokenize=True to read the text instead")
+        ends = torch.where(scored, spans.end, -1)
+        return rebuild_prm_input(prompts, mask, ids, rollouts.mask, ends, delimiter_id, pad_id)
 
     def _encode_text(
-        self, rollouts: Rollouts, spans: Spans, scored: Tensor, tokenizer: Any, delimiter_id: int, pad_id: int
+        self, rollouts: Rollouts, spans: Spans, scored: Tensor, convention: Convention, pad_id: int
     ) -> PrmInput:
-        """The same input from text: prompt, then each step's text without its trailing newlines, then the delimiter."""
-        rows, places = [], torch.full(scored.shape, -1)
+        """The input from texts, in the convention's layout."""
+        rows, places, lengths = [], torch.full(scored.shape, -1), []
         for b, texts in enumerate(step_texts(rollouts, spans)):
-            ids = encode_prompt(tokenizer, rollouts.prompts[b])
-            for s, text in texts:
-                if scored[b, s]:
-                    ids += tokenizer(text.rstrip("\n"), add_special_tokens=False)["input_ids"] + [delimiter_id]
-                    places[b, s] = len(ids) - 1
-            rows.append(ids)
+            steps = [(s, text) for s, text in texts if scored[b, s]]
+            placed = place_steps(self._tokenizer, convention, rollouts.prompts[b], [text for _, text in steps])
+            for (s, _), position in zip(steps, placed.positions, strict=True):
+                places[b, s] = position
+            rows.append(placed.ids)
+            lengths.append(placed.prompt_length)
         padded, mask = pad_rows(rows, pad_id)
-        return PrmInput(padded, mask, places)
+        return PrmInput(padded, mask, places, torch.tensor(lengths, dtype=torch.long))
 
 
 # --- parts the scalar reward model shares ----------------------------------------------------------------------------
-
-
-def load_classifier(
-    source: Any, tokenizer: Any, auto_class: str, device: Any, dtype: torch.dtype | None
-) -> tuple[Any, Any]:
-    """A classifier and its tokenizer from a hub id or path, or `source` itself where it is a loaded model."""
-    transformers = require("transformers", extra="train")
-    if isinstance(source, torch.nn.Module):
-        model = source
-    else:
-        kwargs = {} if dtype is None else {"dtype": dtype}
-        model = getattr(transformers, auto_class).from_pretrained(source, **kwargs).eval()
-        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(source)
-    return (model if device is None else model.to(device)), tokenizer
 
 
 @torch.no_grad()
 def classify_positions(model: Any, prm: PrmInput, positions: Tensor, token_budget: int, limit: int) -> Tensor:
     """Logits [B, S, C] float32 at `positions` [B, S] (-1: none, left 0), in length-sorted batches of at most `token_budget`
     padded tokens. Inputs are cut at `limit`, which changes nothing for a causal model."""
-    classes = model.config.num_labels
+    classes = label_count(model)
     device = next(model.parameters()).device
     out = torch.zeros(*positions.shape, classes, device=device)
-    prm, positions = PrmInput(*(tensor.cpu() for tensor in prm)), positions.cpu()  # rows are chosen here
+    prm, positions = prm.cpu(), positions.cpu()  # rows are chosen here
     lengths = prm.mask.sum(1).clamp(max=limit)
     wanted = (positions >= 0).any(1)
     with evaluating(model):
@@ -227,6 +259,11 @@ def classify_positions(model: Any, prm: PrmInput, positions: Tensor, token_budge
             width = int(lengths[rows].max())
             ids, mask = prm.ids[rows, :width].to(device), prm.mask[rows, :width].to(device)
             logits = model(input_ids=ids, attention_mask=mask.long()).logits.float()
+            if logits.shape != (len(rows), width, classes):
+                raise ConfigError(
+                    f"{type(model).__name__} gave logits {tuple(logits.shape)} for {width} tokens of {len(rows)} rows: it does not "
+                    f"score every token with {classes} labels"
+                )
             at = positions[rows].to(device)
             picked = logits.gather(1, at.clamp(min=0)[..., None].expand(-1, -1, classes))
             out[rows.to(device)] = torch.where((at >= 0)[..., None], picked, 0.0)
@@ -254,16 +291,6 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def single_token_id(tokenizer: Any, delimiter: str) -> int:
-    """The id of a delimiter that is one token. Raises ConfigError if it is not."""
-    ids = tokenizer(delimiter, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise ConfigError(
-            f"the step delimiter {delimiter!r} is {ids} to the reward model's tokenizer; it must be one known token"
-        )
-    return int(ids[0])
-
-
 def step_texts(rollouts: Rollouts, spans: Spans) -> list[list[tuple[int, str]]]:
     """For each row, (span index, text) of its spans, in order. Token spans need the rollouts' `offsets`."""
     offsets = rollouts.offsets
@@ -283,25 +310,6 @@ def step_texts(rollouts: Rollouts, spans: Spans) -> list[list[tuple[int, str]]]:
                 row.append((s, text[start : end + 1]))
         rows.append(row)
     return rows
-
-
-def encode_prompt(tokenizer: Any, prompt: Any) -> list[int]:
-    """A prompt's ids: a text as it is, chat messages through the tokenizer's template."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def pad_rows(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Right-padded ids [B, L] and mask [B, L] bool."""
-    width = max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[i, : len(row)] = True
-    return ids, mask
 
 
 def _cells(mask: Tensor) -> list[tuple[int, int]]:

@@ -28,7 +28,8 @@ import torch
 
 from guerdon.cache import cached_artifact
 from guerdon.signals.learned import prm, train_prm
-from guerdon.signals.learned.prm import PrmInput, classify_positions, pad_rows, step_scores
+from guerdon.signals.learned.layouts import PrmInput, pad_rows
+from guerdon.signals.learned.prm import classify_positions, step_scores
 from guerdon.signals.learned.train_prm import LabelledSolution, Stage, encode_solutions
 from guerdon.tasks import arithmetic, tiny
 from guerdon.tasks.arithmetic import DELIMITER, Noise, StepKind, label_steps

@@ -26,7 +26,7 @@ from torch import Tensor
 from guerdon.errors import DataError
 from guerdon.extras import require
 from guerdon.signals.learned.conciseness import CARD, HIGHEST, LOWEST, TEMPLATE, ask_scores, conciseness_prompt
-from guerdon.signals.learned.prm import pad_rows
+from guerdon.signals.learned.layouts import pad_rows
 from guerdon.signals.learned.train_prm import TrainedClassifier, similar_lengths
 from guerdon.signals.learned.train_rm import PreferencePair
 from guerdon.tasks.tiny import Schedule, adamw, progress

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from guerdon.errors import ConfigError, DataError
 from guerdon.extras import require
-from guerdon.signals.learned.prm import encode_prompt, pad_rows, single_token_id
+from guerdon.signals.learned.layouts import encode_prompt, pad_rows, single_token_id
 from guerdon.tasks.tiny import Schedule, adamw, progress
 
 

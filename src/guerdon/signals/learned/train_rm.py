@@ -18,7 +18,7 @@ from torch import Tensor
 
 from guerdon.errors import ConfigError, DataError
 from guerdon.objectives.reward_model import bradley_terry_loss, pointwise_loss
-from guerdon.signals.learned.prm import pad_rows
+from guerdon.signals.learned.layouts import pad_rows
 from guerdon.signals.learned.scalar import encode_pair, last_token_scores, score_rows
 from guerdon.signals.learned.train_prm import TrainedClassifier, new_classifier
 from guerdon.tasks.tiny import Schedule, adamw, progress

@@ -95,7 +95,7 @@ def helpful_pairs(things: Sequence[tuple[str, str]] = THINGS, seed: int = 0) -> 
 def last_states(texts: Sequence[tuple[str, str]], model: str = "smollm2") -> Tensor:
     """[N, D] float32: the model's last hidden state at the last token of prompt and answer."""
     from guerdon.lm import LocalModel
-    from guerdon.signals.learned.prm import pad_rows
+    from guerdon.signals.learned.layouts import pad_rows
     from guerdon.signals.learned.scalar import encode_pair
 
     local = LocalModel(model)
