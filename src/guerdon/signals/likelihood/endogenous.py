@@ -93,7 +93,6 @@ def read_soft_bellman(
         model: a `guerdon.lm.LocalModel`; logits are those that feed its softmax (caps and scales applied).
         prompts, responses: N id tensors each. An empty prompt with a response is refused: its first token has no state.
     """
-    from guerdon.lm.forward import instrument
     from guerdon.lm.shared import SharedForward
 
     live = [n for n, response in enumerate(responses) if len(response)]
@@ -103,7 +102,7 @@ def read_soft_bellman(
     sequences = [torch.cat([prompts[n], responses[n]]) for n in live]
     wanted = [torch.arange(len(prompts[n]) - 1, len(prompts[n]) + len(responses[n])) for n in live]
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    with instrument(model.model):
+    with model.reading():
         forward = SharedForward(model.model, max_tokens=model.max_tokens)
         head = type(model.head)(forward.parts, model.head.chunk)
         for batch, states in forward.states(sequences, wanted):
