@@ -19,7 +19,7 @@ def test_flags_win_over_the_file_and_sets_nest(tmp_path):
 
 
 def test_a_saved_configuration_is_a_configuration(tmp_path):
-    config = RunConfig(system="pure:credit=sum", steps=7, learning_rate=1e-3, grpo={"top_k": 5})
+    config = RunConfig(system="pure:credit=sum", steps=7, learning_rate=1e-3, grpo={"top_k": 5}, preset="none")
     save(config, tmp_path)
     assert resolve(RunConfig, tmp_path / "config.yaml", {}, []) == config
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from guerdon.cli.presets import with_preset
 from guerdon.errors import ConfigError, nearest
 from guerdon.systems.spec import parse_scalar
 
@@ -46,6 +47,10 @@ class RunConfig(BaseModel):
     max_completion_length: int | None = Field(None, ge=1, description="tokens; default: the task's")
     beta: float = Field(0.0, ge=0, description="coefficient of TRL's KL term to the reference (the starting policy)")
     loss_type: str = Field("dapo", description="TRL's GRPO loss type")
+    preset: Literal["published", "none"] = Field(
+        "published",
+        description="published = the paper's loss-side settings (`guerdon systems NAME`) where no other value is given; the tiny model takes the clip range alone",
+    )
     lora_rank: int = Field(0, ge=0, description="0 = all weights are trained")
     micro_batch: int | None = Field(
         None, ge=1, description="rollouts per forward; default all of a step (8 for models that are not tiny)"
@@ -77,6 +82,10 @@ class CompareConfig(RunConfig):
     systems: list[str] = Field(
         default_factory=lambda: ["outcome", "pure", "pure:credit=sum"], description="what is compared"
     )
+    preset: Literal["published", "none"] = Field(
+        "none",
+        description="none = all arms have the same settings; published = each has its paper's where no other value is given",
+    )
     seeds: int = Field(2, ge=1, description="runs of each system, with seeds seed, seed + 1, ...")
     jobs: int | None = Field(None, ge=1, description="runs at once; default: one per core, one thread each")
     out: str | None = Field("runs/compare", description="folder of the comparison; a folder for each run is in it")
@@ -84,7 +93,7 @@ class CompareConfig(RunConfig):
     def runs(self) -> list[RunConfig]:
         """One RunConfig for each system and seed, seeds outermost so that a stopped comparison has whole seeds first."""
         shared = self.model_dump(exclude={"systems", "seeds", "jobs", "system", "seed", "out"})
-        return [
+        runs = [
             RunConfig(
                 **shared,
                 system=system,
@@ -94,6 +103,7 @@ class CompareConfig(RunConfig):
             for k in range(self.seeds)
             for system in self.systems
         ]
+        return [with_preset(run, self.model_fields_set) for run in runs]
 
 
 def slug(spec: str) -> str:
@@ -102,7 +112,7 @@ def slug(spec: str) -> str:
 
 
 def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], sets: list[str]) -> Any:
-    """The record from a YAML file, flags (None = not given) and `--set key=value` pairs (dots nest).
+    """The record from a YAML file, flags (None = not given) and `--set key=value` pairs (dots nest); a run's published settings fill the rest.
 
     Raises:
         ConfigError: one line for each thing that is wrong, with the key and the value.
@@ -128,7 +138,7 @@ def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], set
                 raise ConfigError(f"--set {pair!r}: {parent!r} is not a mapping")
         target[key] = parse_scalar(text)
     try:
-        return kind(**values)
+        config = kind(**values)
     except ValidationError as error:
         lines = [
             f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']} (got {e['input']!r})" for e in error.errors()
@@ -137,6 +147,7 @@ def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], set
         near = "".join(nearest(key, kind.model_fields) for key in unknown)
         hint = f"{near}\nknown settings: {', '.join(sorted(kind.model_fields))}" if unknown else ""
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines) + hint) from error
+    return config if isinstance(config, CompareConfig) else with_preset(config)
 
 
 def describe_settings(kind: type[RunConfig]) -> str:

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from guerdon.cli import config as settings
 from guerdon.cli.config import RunConfig
 from guerdon.cli.models import resolve_model
+from guerdon.cli.presets import preset_line
 from guerdon.cli.runfolder import last_record, provenance, read_manifest, write_manifest
 from guerdon.errors import ConfigError
 
@@ -67,6 +68,8 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
         )
         if not quiet:
             console.print(questions_line(parts.task, config.eval_prompts), highlight=False, soft_wrap=True)
+            if said := preset_line(config):
+                console.print(said, highlight=False, soft_wrap=True)
         started = time.monotonic()
         status = _train(config, parts, folder, quiet=quiet, console=console)
     except BaseException as error:

@@ -101,6 +101,7 @@ __all__ = [
     "outcome",
     "p2s",
     "par",
+    "preset",
     "pure",
     "pure_sum",
     "reinforce_pp",
@@ -110,6 +111,22 @@ __all__ = [
     "sar",
     "spoken_confidence",
 ]
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a system's published runs as keyword arguments of trl.GRPOConfig: GRPOConfig("out", **preset("rlpr"), ...).
+
+    They are of runs of billions of weights on many GPUs. A batch is yours to choose: TRL wants it divisible by `num_generations`.
+
+    Args:
+        name: of a system or a variant; options after a colon do not matter.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    from guerdon.systems.base import settings_of
+
+    return dict(settings_of(name).fields)
 
 
 def __getattr__(name: str) -> Any:

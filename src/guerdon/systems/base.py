@@ -13,6 +13,7 @@ from guerdon.errors import ConfigError, nearest
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
+from guerdon.systems.settings import PublishedSettings
 
 VectorFunctions = Mapping[str, Callable[..., Any]]
 
@@ -28,6 +29,8 @@ class Published:
         kinds: what kind of design it is ("step reward", "reward shaping", ...).
         summary: one sentence.
         vectors: conformance functions by name.
+        settings: what the published runs were trained with.
+        variants: the same for other builders of its module, by name; a builder without an entry has the system's.
     """
 
     slug: str
@@ -36,6 +39,8 @@ class Published:
     kinds: tuple[str, ...]
     summary: str
     vectors: VectorFunctions = field(default_factory=dict, repr=False)
+    settings: PublishedSettings = field(default_factory=PublishedSettings, repr=False)
+    variants: Mapping[str, PublishedSettings] = field(default_factory=dict, repr=False)
 
 
 def _module(slug: str) -> Any:
@@ -64,6 +69,21 @@ def builder_of(name: str) -> Callable[..., System]:
         known = [*SYSTEMS, *VARIANTS]
         raise ConfigError(f"no system {name!r}{nearest(name, known)}; there are: {', '.join(known)}")
     return getattr(importlib.import_module(f"guerdon.systems.{entry.module}"), entry.builder)
+
+
+def settings_of(name: str) -> PublishedSettings:
+    """What the published runs of a system, or of a variant of one, were trained with; options after a colon do not matter.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    from guerdon.systems import SYSTEMS, VARIANTS
+
+    name = name.partition(":")[0].strip()
+    builder_of(name)  # refuses an unknown name
+    entry = SYSTEMS.get(name) or VARIANTS[name]
+    known = importlib.import_module(f"guerdon.systems.{entry.module}").PUBLISHED
+    return known.variants.get(name, known.settings)
 
 
 def vectors_of(slug: str) -> VectorFunctions:
@@ -128,4 +148,20 @@ def describe(name: str) -> str:
     lines += [f"{name}({', '.join(options)})", ""]
     required = {p.name: Placeholder(p.name) for p in parameters if p.default is p.empty}
     lines.append(str(builder(**required)))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_settings_lines(name)])
+
+
+def _settings_lines(name: str) -> list[str]:
+    """The published loss-side settings, each with its source, and how to use them."""
+    rows = settings_of(name).rows()
+    if not rows:
+        return []
+    width = max(len(row[0]) for row in rows)
+    lines = ["", "trained in the published runs with"]
+    lines += [f"  {setting:<{width}}  {value}  [{source}]" for setting, value, source in rows]
+    if settings_of(name).fields:
+        lines += [
+            "",
+            f'GRPOConfig("out", **guerdon.systems.preset("{name}"), ...)   # guerdon train applies them, flags win',
+        ]
+    return lines

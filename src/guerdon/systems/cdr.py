@@ -28,6 +28,7 @@ from guerdon.signals.likelihood import customise as custom
 from guerdon.signals.likelihood.density_ratio import DensityRatio, Reduction, density_ratio
 from guerdon.system import System
 from guerdon.systems.base import Placeholder, Published, VectorFunctions
+from guerdon.systems.settings import settings
 
 
 def cdr(
@@ -158,4 +159,11 @@ PUBLISHED = Published(
     kinds=("reward model", "preference data", "preference loss"),
     summary="How much likelier a better aligned model finds a response than a weaker one, with prompts customised by domain.",
     vectors=VECTORS,
+    settings=settings(
+        shown={
+            "what is trained": "no policy gradient: SimPO on annotated pairs, beta 2.5, gamma / beta 0.55, learning rate 1e-6 [recall]",
+            "epochs": "1 [code]",
+            "sampling of responses": "temperature 0.7 (1.0 in the demo), top_p 0.85 or 1.0, top_k 50, at most 1024 tokens, 8 a prompt [code]",
+        },
+    ),
 )

@@ -44,6 +44,7 @@ from guerdon.segment import ByDelimiter
 from guerdon.spans import Spans
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.settings import settings
 
 Mode = Literal["sr", "or", "pr", "pr_clip", "pr_delta", "pr_clip_delta", "pr_length_norm", "pr_step_penalty"]
 MODES = ("sr", "or", "pr", "pr_clip", "pr_delta", "pr_clip_delta", "pr_length_norm", "pr_step_penalty")
@@ -232,4 +233,14 @@ PUBLISHED = Published(
     kinds=("step reward", "reward shaping"),
     summary="Step scores are clipped to penalties and differenced, so that no trajectory's return grows with its steps.",
     vectors=VECTORS,
+    settings=settings(
+        note={"num_generations": 8},
+        guess={"beta": 0.0},
+        shown={
+            "KL": "inside the reward: `kl_coef` of the system, whose value was not found [guess]",
+            "algorithm": "PPO with a critic (ReaLHF) [note]",
+            "batch": "1024 prompts (1.5B), 4096 (7B) [note]",
+            "learning rate, clip range": "not found [guess]",
+        },
+    ),
 )

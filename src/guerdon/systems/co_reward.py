@@ -31,6 +31,7 @@ from guerdon.signals.verifiable.extraction import Extract
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _grid, _ids
+from guerdon.systems.settings import settings
 
 Label = Literal["other_view", "own_view"]
 
@@ -214,4 +215,40 @@ PUBLISHED = Published(
     kinds=("sequence reward", "self-supervised"),
     summary="Without labels: each wording of a question is rewarded for the other's majority answer, or for a slow teacher's.",
     vectors=VECTORS,
+    settings=settings(
+        code={
+            "num_generations": 8,
+            "temperature": 1.0,
+            "epsilon": 0.2,
+            "delta": 3.0,
+            "beta": 0.005,
+            "learning_rate": 3e-6,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.1,
+            "num_train_epochs": 3,
+            "max_completion_length": 3072,
+        },
+        shown={
+            "batch": "128 questions, each in two views [code]",
+            "prompt length": "512 [code]",
+            "delta": "verl's dual clip constant; it bounds the loss of negative advantages [code]",
+        },
+    ),
+    variants={
+        "co_rewarding_ii": settings(
+            code={
+                "num_generations": 8,
+                "temperature": 1.0,
+                "epsilon": 0.2,
+                "delta": 3.0,
+                "beta": 0.001,
+                "learning_rate": 3e-6,
+                "lr_scheduler_type": "cosine",
+                "warmup_steps": 0.1,
+                "num_train_epochs": 3,
+                "max_completion_length": 3072,
+            },
+            shown={"KL": "0.005 in the paper, 0.001 in its script; towards the moving teacher [code]"},
+        )
+    },
 )

@@ -35,6 +35,7 @@ from guerdon.errors import ConfigError
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _ids
+from guerdon.systems.settings import settings
 
 
 def crm(
@@ -181,4 +182,7 @@ PUBLISHED = Published(
     kinds=("sequence reward", "reward shaping", "reward model"),
     summary="A learned score of how concise the reasoning is, multiplied into the outcome: being short is paid only when right.",
     vectors=VECTORS,
+    settings=settings(
+        shown={"algorithm": "GRPO [paper]", "group size, KL, clip range, learning rate": "not found [guess]"},
+    ),
 )

@@ -36,6 +36,7 @@ from guerdon.signals.verifiable.extraction import Extract
 from guerdon.signals.verifiable.spoken import SOURCES, Pattern, SpokenConfidence
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.settings import settings
 
 
 def csr(
@@ -218,4 +219,33 @@ PUBLISHED = Published(
     kinds=("sequence reward", "reward shaping"),
     summary="Right rollouts are paid for agreeing in meaning, wrong ones fined for it: agreement becomes a calibrated confidence.",
     vectors=VECTORS,
+    settings=settings(
+        guess={
+            "num_generations": 8,
+            "temperature": 0.7,
+            "beta": 0.0,
+            "learning_rate": 1e-6,
+            "lr_scheduler_type": "constant_with_warmup",
+            "warmup_steps": 0.05,
+            "num_train_epochs": 1,
+            "max_completion_length": 1536,
+        },
+        shown={"why": "all but the group size are RLCR's on the same data, whose group is 32 [guess]"},
+    ),
+    variants={
+        "spoken_confidence": settings(
+            code={
+                "num_generations": 32,
+                "temperature": 0.7,
+                "beta": 0.0,
+                "num_iterations": 1,
+                "learning_rate": 1e-6,
+                "lr_scheduler_type": "constant_with_warmup",
+                "warmup_steps": 0.05,
+                "num_train_epochs": 1,
+                "max_completion_length": 1536,
+            },
+            shown={"prompt length": "3072 [code]"},
+        )
+    },
 )

@@ -29,6 +29,7 @@ from guerdon.signals.verdict import Verdict
 from guerdon.signals.verifiable.layout import repeated_fraction
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.settings import settings
 
 
 def not_degenerate(*, min_tokens: int = 0, max_repeated: float | None = 0.5, n: int = 4) -> TextSignal:
@@ -172,4 +173,13 @@ PUBLISHED = Published(
     kinds=("token reward", "sequence reward", "reward model"),
     summary="Any language model's logits, through the inverse soft Bellman equation, are a token reward: no training, steered by a prompt.",
     vectors=VECTORS,
+    settings=settings(
+        note={"max_completion_length": 1024},
+        guess={"beta": 0.0},
+        shown={
+            "KL": "0.01 inside the reward: `kl_coef` of the system [note]",
+            "algorithm": "PPO with a critic [note]",
+            "learning rate, clip range, group size": "not found [guess]",
+        },
+    ),
 )

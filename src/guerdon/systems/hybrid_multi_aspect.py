@@ -43,6 +43,7 @@ from guerdon.signals.around import FailTruncated, Route, levels_of
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _ids
+from guerdon.systems.settings import settings
 
 Preset = Literal["rule", "model", "hybrid", "hybrid_length", "hybrid_format", "all"]
 PRESETS: dict[str, tuple[str, bool, bool]] = {  # who scores, length penalty, format reward: the ablation grid
@@ -264,4 +265,8 @@ PUBLISHED = Published(
     kinds=("sequence reward", "reward shaping", "advantage estimator"),
     summary="A rule scores what can be checked and a model the rest; length and format are aspects; advantages are centred, not scaled.",
     vectors=VECTORS,
+    settings=settings(
+        guess={"num_generations": 8, "epsilon": 0.2, "beta": 0.01, "loss_type": "dapo"},
+        shown={"algorithm": "GRPO without division by the std [note]", "learning rate": "not found [guess]"},
+    ),
 )

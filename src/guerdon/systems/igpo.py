@@ -43,6 +43,7 @@ from guerdon.spans import Spans
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _grid, _ids
+from guerdon.systems.settings import settings
 
 Normalization = Literal["separate", "joint"]
 Estimator = Literal["turns", "early_position", "early_start"]
@@ -243,4 +244,20 @@ PUBLISHED = Published(
     kinds=("turn reward", "credit assignment", "advantage estimator"),
     summary="Every tool turn is paid for how much it raised the policy's own probability of the true answer.",
     vectors=VECTORS,
+    settings=settings(
+        code={
+            "num_generations": 16,
+            "temperature": 1.0,
+            "epsilon": 0.2,
+            "beta": 0.001,
+            "entropy_coef": 0.001,
+            "learning_rate": 1e-6,
+            "num_train_epochs": 1,
+        },
+        note={"loss_type": "grpo"},
+        shown={
+            "batch": "32 questions [code]",
+            "lengths": "prompt 30767, 2000 tokens a call, at most 10 turns [code]",
+        },
+    ),
 )

@@ -39,6 +39,7 @@ from guerdon.signals.likelihood.last_token import Constant, LastTokenScore, afte
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _ids
+from guerdon.systems.settings import settings
 
 
 def laser(
@@ -194,4 +195,18 @@ PUBLISHED = Published(
     kinds=("policy loss", "reward model", "advantage estimator", "inference-time search"),
     summary="One token after the end of a solution tells how good the policy finds it; trained by squared error beside the verifier.",
     vectors=VECTORS,
+    settings=settings(
+        code={
+            "num_generations": 8,
+            "temperature": 1.0,
+            "beta": 0.0,
+            "learning_rate": 1e-6,
+            "num_train_epochs": 2,
+            "max_completion_length": 8192,
+        },
+        shown={
+            "batch": "128 prompts, one update a batch [code]",
+            "starts": "the squared error after 200 steps, its advantages after 200 more [code]",
+        },
+    ),
 )

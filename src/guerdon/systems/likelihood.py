@@ -55,6 +55,7 @@ from guerdon.signals.likelihood.reference import Reduction
 from guerdon.signals.likelihood.reference_likelihood import MISSING_LOGPROB, ReferenceLikelihood
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.settings import settings
 
 Form = Literal[
     "logprob", "mean_logprob", "prob", "mean_prob", "geo_mean_prob", "verifree", "jepo", "jepo_single", "nover"
@@ -373,4 +374,33 @@ PUBLISHED = Published(
     kinds=("sequence reward", "advantage estimator", "policy loss"),
     summary="How probable the reference answer is after the policy's own reasoning, in every published form, with the direct gradient of its tokens.",
     vectors=VECTORS,
+    settings=settings(
+        note={
+            "num_generations": 32,
+            "beta": 0.001,
+            "learning_rate": 1e-5,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 20,
+            "max_grad_norm": 1.0,
+        },
+        shown={
+            "references that cannot be verified": "4 rollouts and no KL term [note]",
+            "VeriFree": "8 rollouts, learning rate 1e-6, beta 0, temperature 1, response 3000, 16 prompts a step [code]",
+        },
+    ),
+    variants={
+        "nover": settings(
+            code={
+                "num_generations": 8,
+                "temperature": 0.6,
+                "epsilon": 0.1,
+                "epsilon_high": 0.2,
+                "beta": 0.1,
+                "learning_rate": 1e-5,
+                "num_train_epochs": 2,
+                "max_completion_length": 2048,
+            },
+            shown={"weights": "LoRA [code]", "proxy": "0.9 of itself, 0.1 of the policy, every 100 steps [code]"},
+        )
+    },
 )

@@ -41,6 +41,7 @@ from guerdon.signals.verifiable import math_strings, patterns
 from guerdon.signals.verifiable.extraction import Extract, extractor
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.settings import settings
 
 Reward = Literal["verifier", "rpr", "rpr_when_wrong"]
 Carrier = Literal["group_mean", "grpo", "ppo"]
@@ -239,4 +240,30 @@ PUBLISHED = Published(
     kinds=("sequence reward", "reward shaping", "reward model", "evaluation"),
     summary="Question-wise reward flips as a stress test, a count of reasoning phrases, and its use to calibrate a weak reward model.",
     vectors=VECTORS,
+    settings=settings(
+        code={
+            "num_generations": 4,
+            "temperature": 1.0,
+            "beta": 0.0,
+            "learning_rate": 1e-6,
+            "max_completion_length": 4096,
+        },
+        shown={
+            "algorithm": "PPO, gamma = lambda = 1, critic 5e-6, trained alone for 20 steps [code]",
+            "batch": "128 prompts [code]",
+            "prompt length": "768 [code]",
+        },
+    ),
+    variants={
+        "rpr_calibrated": settings(
+            code={
+                "num_generations": 4,
+                "temperature": 1.0,
+                "beta": 0.0,
+                "learning_rate": 1e-6,
+                "max_completion_length": 6144,
+            },
+            shown={"batch": "64 prompts, 200 steps [code]", "prompt length": "1536 [code]"},
+        )
+    },
 )

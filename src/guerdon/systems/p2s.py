@@ -41,6 +41,7 @@ from guerdon.signals.verifiable.answer_layout import LayoutFormat, Rouge
 from guerdon.signals.verifiable.answer_layout import rouge1_f1 as _rouge1_f1
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.settings import settings
 
 Integration = Literal["hierarchical", "additive"]
 
@@ -206,4 +207,11 @@ PUBLISHED = Published(
     kinds=("step reward", "reward shaping", "credit assignment"),
     summary="Steps are paid for how much likelier they make the rest of a gold chain the policy wrote itself, told the answer.",
     vectors=VECTORS,
+    settings=settings(
+        note={"num_generations": 4, "learning_rate": 3e-6, "max_completion_length": 2048},
+        shown={
+            "batch": "256, 500 steps, after 3 epochs of supervised cold start [note]",
+            "KL, clip range, temperature": "not found [guess]",
+        },
+    ),
 )

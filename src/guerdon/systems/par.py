@@ -54,6 +54,7 @@ from guerdon.spans import Spans
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _grid
+from guerdon.systems.settings import settings
 
 Carrier = Literal["group_mean", "grpo", "ppo"]
 Shaping = Literal[
@@ -325,4 +326,23 @@ PUBLISHED = Published(
     kinds=("reward shaping", "reward model", "advantage estimator"),
     summary="The sigmoid of the score minus a reference answer's: bounded, centred, quick to saturate.",
     vectors=VECTORS,
+    settings=settings(
+        code={
+            "num_generations": 5,
+            "temperature": 0.9,
+            "top_p": 0.9,
+            "top_k": 50,
+            "epsilon": 0.2,
+            "beta": 0.005,
+            "num_iterations": 1,
+            "learning_rate": 3e-7,
+            "max_grad_norm": 5.0,
+            "max_completion_length": 512,
+        },
+        shown={
+            "batch": "16 prompts of 5 (GRPO), 40 (PPO), from a replay buffer of 4 batches [code]",
+            "PPO": "the learning rate is PPO's; critic 5e-6; there the KL term is in the reward (`kl_coef`) [code]",
+            "sign of the KL term": "exp(d) - d - 1 with d = policy - reference; TRL has d = reference - policy [code]",
+        },
+    ),
 )

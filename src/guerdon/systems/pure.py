@@ -48,6 +48,7 @@ from guerdon.errors import ConfigError
 from guerdon.segment import ByDelimiter
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.settings import settings
 
 Credit = Literal["min", "sum", "mean", "strict_min"]
 Mode = Literal["prm", "vr", "prm+vr"]
@@ -317,4 +318,23 @@ PUBLISHED = Published(
     kinds=("step reward", "credit assignment", "advantage estimator", "reward model"),
     summary="A step's return is the minimum of the step scores from there on, so filler steps earn nothing.",
     vectors=VECTORS,
+    settings=settings(
+        code={
+            "num_generations": 8,
+            "temperature": 1.0,
+            "epsilon": 0.2,
+            "beta": 0.0,
+            "loss_type": "dapo",
+            "num_iterations": 1,
+            "learning_rate": 1e-6,
+            "max_grad_norm": 1.0,
+            "max_completion_length": 7168,
+        },
+        shown={
+            "KL": "0.001 (k3) inside the reward: `kl_coef` of the system, so beta is 0 [code]",
+            "batch": "64 prompts, updates of 256 rollouts [code]",
+            "prompt length": "1024 [code]",
+            "OpenRLHF branch": "4 rollouts, temperature 0.5, learning rate 5e-7, response 2048, loss averaged over rows [code]",
+        },
+    ),
 )

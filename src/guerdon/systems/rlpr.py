@@ -41,6 +41,7 @@ from guerdon.signals.likelihood import reference_probability as likelihood
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _grid, _ids
+from guerdon.systems.settings import settings
 
 
 def rlpr(
@@ -221,4 +222,21 @@ PUBLISHED = Published(
     kinds=("sequence reward", "reward shaping", "curriculum"),
     summary="The mean probability the policy itself gives to the reference answer after its reasoning, debiased and std-filtered.",
     vectors=VECTORS,
+    settings=settings(
+        code={
+            "num_generations": 8,
+            "temperature": 1.0,
+            "epsilon": 0.2,
+            "epsilon_high": 0.27,
+            "beta": 0.0,
+            "loss_type": "dapo",
+            "learning_rate": 1e-6,
+            "max_completion_length": 3072,
+        },
+        shown={
+            "temperature for Llama and Gemma": "0.6 [code]",
+            "batch": "768 prompts, updates of 192 (Llama, Gemma: 256 and 64) [code]",
+            "prompt length": "2048 [code]",
+        },
+    ),
 )

@@ -35,6 +35,7 @@ from guerdon.signals.likelihood import relative_perplexity as likelihood
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _grid, _ids
+from guerdon.systems.settings import settings
 
 Efficiency = Literal["self_aligned", "o1_pruner", "efficient_reasoner"]
 
@@ -254,4 +255,18 @@ PUBLISHED = Published(
     kinds=("sequence reward", "reward shaping"),
     summary="Correctness plus how much more probable the question makes the response: padding is as probable without it.",
     vectors=VECTORS,
+    settings=settings(
+        code={
+            "num_generations": 6,
+            "beta": 0.001,
+            "loss_type": "dr_grpo",
+            "learning_rate": 1e-6,
+            "max_completion_length": 4096,
+        },
+        shown={
+            "batch": "128 prompts, updates of 64; 500 steps [code]",
+            "prompt length": "1024 [code]",
+            "PPO": "no KL term, critic 2e-6 [code]",
+        },
+    ),
 )

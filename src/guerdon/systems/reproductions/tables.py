@@ -4,7 +4,7 @@
     python -m guerdon.systems.reproductions.tables --check    exit code 1 if a page is out of date
 
 A page docs/systems/<slug>.md has marker lines. Between those of "composition" stands the system as it prints itself, with its
-defaults; between those of "results" what results/<slug>.json says. docs/systems/README.md lists all systems and has a block
+defaults; between those of "settings" what the published runs were trained with; between those of "results" what results/<slug>.json says. docs/systems/README.md lists all systems and has a block
 "comparison"; README has "demo" and "demo_seeds", docs/tasks.md "smollm2"; docs/speed.md has one for each benchmark, of
 benchmarks/results/NAME.json.
 """
@@ -23,6 +23,7 @@ from guerdon.repository import root
 from guerdon.systems import SYSTEMS
 from guerdon.systems.base import Placeholder, builder_of, published
 from guerdon.systems.reproductions.bench_blocks import BENCH_BLOCKS
+from guerdon.systems.settings import PublishedSettings
 
 # blocks made of results/NAME.json, which `guerdon compare --json` wrote
 COMPARISONS = ("demo", "demo_seeds", "comparison", "smollm2")
@@ -43,6 +44,29 @@ def composition_block(slug: str) -> str:
     parameters = inspect.signature(builder_of(slug)).parameters.values()
     system = builder_of(slug)(**{p.name: Placeholder(p.name) for p in parameters if p.default is p.empty})
     return f"```\n{system}\n```"
+
+
+def settings_block(slug: str) -> str:
+    """Markdown of what the published runs were trained with, for the system and those of its variants that have settings of their own."""
+    known = published(slug)
+    lines = _settings_table(slug, known.settings)
+    for name, own in known.variants.items():
+        lines += ["", f"`{name}`:", "", *_settings_table(name, own)]
+    return "\n".join(lines)
+
+
+def _settings_table(name: str, known: PublishedSettings) -> list[str]:
+    rows = [
+        {"setting": f"`{setting}`" if setting in known.fields else setting, "value": value, "source": source}
+        for setting, value, source in known.rows()
+    ]
+    lines = markdown_table(rows)
+    if known.fields:
+        lines += [
+            "",
+            f'`GRPOConfig("out", **gd.systems.preset("{name}"), ...)` has the fields of TRL\'s configuration; `guerdon train` applies them.',
+        ]
+    return lines
 
 
 def results_block(record: Mapping[str, Any]) -> str:
@@ -155,6 +179,8 @@ def refreshed(page: str, slug: str, folder: Path) -> str:
     """The page with each block that it has written anew; a results block without a file says how to get one."""
     if begin("composition") in page:
         page = replaced(page, "composition", composition_block(slug))
+    if begin("settings") in page:
+        page = replaced(page, "settings", settings_block(slug))
     if begin("systems") in page:
         page = replaced(page, "systems", systems_block(folder))
     for name in COMPARISONS:
@@ -188,7 +214,7 @@ def pages(folder: Path) -> list[Path]:
     """README, the page of benchmarks and every docs page of a system that have a block."""
     docs = folder / "docs"
     found = [folder / "README.md", docs / "speed.md", docs / "tasks.md", *sorted((docs / "systems").glob("*.md"))]
-    blocks = ("composition", "results", "systems", *COMPARISONS, *BENCH_BLOCKS)
+    blocks = ("composition", "settings", "results", "systems", *COMPARISONS, *BENCH_BLOCKS)
     return [p for p in found if p.exists() and any(begin(block) in p.read_text("utf-8") for block in blocks)]
 
 
