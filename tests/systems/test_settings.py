@@ -138,6 +138,21 @@ def test_the_trainer_s_configuration_has_what_the_preset_says(tmp_path: Any) -> 
     assert (tiny.beta, tiny.learning_rate, tiny.epsilon, tiny.lr_scheduler_type) == (0.0, 2e-4, 0.2, "constant")
 
 
+@pytest.mark.parametrize(("prompts", "micro"), [(2, 6), (8, 8), (3, 6), (1, 6)])
+def test_a_micro_batch_nobody_set_divides_the_rollouts(prompts: int, micro: int, tmp_path: Any) -> None:
+    """SAR's groups of six: 8 rollouts a forward where they fit, the largest number below that where they do not."""
+    from types import SimpleNamespace
+
+    from guerdon.cli.train import grpo_config
+
+    parts: Any = SimpleNamespace(task=SimpleNamespace(max_completion_length=64))
+    args = grpo_config(run("sar", prompts_per_step=prompts), parts, tmp_path)
+    assert args.per_device_train_batch_size == micro
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 6 * prompts
+    with pytest.raises(ConfigError, match="micro_batch=5 does not divide"):
+        grpo_config(run("sar", sets=("micro_batch=5",), prompts_per_step=prompts), parts, tmp_path)
+
+
 def test_presets_need_no_trainer() -> None:
     code = "import sys, guerdon; guerdon.systems.preset('rlpr'); assert 'trl' not in sys.modules and 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -179,7 +179,8 @@ def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
 
     tiny = config.model == "tiny"
     rollouts = config.prompts_per_step * config.group_size
-    micro = config.micro_batch or (rollouts if tiny else min(8, rollouts))
+    fits = max(size for size in range(1, 9) if rollouts % size == 0)  # groups of 5 or 6 have no micro-batch of 8
+    micro = config.micro_batch or (rollouts if tiny else fits)
     if rollouts % micro:
         raise ConfigError(
             f"micro_batch={micro} does not divide the {rollouts} rollouts of a step ({config.prompts_per_step} prompts x {config.group_size})"
