@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
+import pickle
 import re
+import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -14,6 +20,7 @@ from guerdon.errors import ConfigError
 from guerdon.lm.background import run
 from guerdon.lm.chat import ChatModel
 from guerdon.lm.judging import judge
+from guerdon.lm.kept import FILE, KeptAnswers
 from guerdon.lm.remote import RemoteModel
 
 
@@ -162,8 +169,8 @@ def test_no_cache(server, client):
 def test_unreadable_cache_entry_is_bought_again(server, client):
     model = client()
     model.chat(["a"])
-    for key in list(model.kept.store):
-        model.kept.store.set(key, '{"text": ')
+    with sqlite3.connect(model.kept.folder / FILE) as store:
+        store.execute("UPDATE replies SET reply = ?", ('{"text": ',))
     assert client().chat(["a"])[0].text == "echo: a" and server.count == 2
     assert client().chat(["a"])[0].cached
 
@@ -258,7 +265,120 @@ def test_chat_logprobs(server, client):
 def test_answer_without_text_is_not_bought_again(server, client):
     server.script = lambda body, nth: chat_answer(None, finish_reason="content_filter")
     (reply,) = client().chat(["a"])
-    assert "content_filter" in reply.error and server.count == 1
+    assert "content_filter" in reply.error and server.count == 1 and not reply.cached
+    (again,) = client().chat(["a"])  # another run
+    assert again.cached and again.error == reply.error and not again.retryable and server.count == 1
+    client().chat(["a"], draws=[1])
+    assert server.count == 2, "another draw is another request"
+
+
+@pytest.mark.parametrize("nothing", ["", "  \n"])
+def test_an_empty_answer_is_tried_again_and_never_kept(server, client, nothing):
+    server.script = lambda body, nth: chat_answer(nothing if nth <= 2 else "yes")
+    assert client().chat(["a"])[0].text == "yes" and server.count == 3
+    server.script = lambda body, nth: chat_answer(nothing)
+    model = client(retries=1)
+    (reply,) = model.chat(["b"])
+    assert not reply.ok and "empty" in reply.error and "after 2 tries" in reply.error and server.count == 5
+    server.script = lambda body, nth: chat_answer("now")
+    assert client().chat(["b"])[0].text == "now", "a failure is not kept"
+
+
+def test_an_answer_cut_before_it_began_is_kept_with_the_remedy(server, client):
+    server.script = lambda body, nth: chat_answer("", finish_reason="length")
+    assert "max_tokens" in client().chat(["a"])[0].error
+    assert client().chat(["a"])[0].cached and server.count == 1
+    server.script = lambda body, nth: chat_answer("yes")
+    assert client().chat(["a"], max_tokens=9999)[0].text == "yes"
+
+
+ASK = """
+import sys
+from guerdon.lm import RemoteModel
+url, folder, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+model = RemoteModel("m", base_url=url, cache=folder, concurrency=4, backoff_s=0.01)
+replies = model.chat([f"question {n}" for n in range(size)])
+print(sum(r.ok for r in replies), model.counts["requests"])
+"""
+
+
+def start(server, folder, size):
+    return subprocess.Popen(
+        [sys.executable, "-c", ASK, server.url, str(folder), str(size)], stdout=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes_with_one_cache_pay_once(server, tmp_path):
+    server.script = lambda body, nth: slow(0.03)
+    pair = [start(server, tmp_path, 60) for _ in range(2)]
+    told = [process.communicate(timeout=120)[0].split() for process in pair]
+    assert [int(ok) for ok, _ in told] == [60, 60]
+    assert server.count == sum(int(sent) for _, sent in told) == 60, "nothing was asked twice"
+    assert min(int(sent) for _, sent in told) > 0, "both bought their share"
+
+
+def test_a_claim_ends_with_its_process(server, client, tmp_path):
+    asked = threading.Event()
+
+    def never(handler):
+        asked.set()
+        time.sleep(30)
+
+    server.script = lambda body, nth: never if nth == 1 else chat_answer("yes")
+    first = start(server, tmp_path / "c", 1)
+    assert asked.wait(60)
+    began = time.monotonic()
+    results = []
+    other = threading.Thread(target=lambda: results.extend(client(cache=tmp_path / "c").chat(["question 0"])))
+    other.start()
+    time.sleep(0.5)
+    assert server.count == 1 and other.is_alive(), "it waits for the answer that is under way"
+    first.kill()
+    first.wait()
+    other.join(20)
+    assert results[0].text == "yes" and server.count == 2 and time.monotonic() - began < 20
+
+
+def test_a_lease_that_ran_out_holds_nobody(tmp_path):
+    other = KeptAnswers(tmp_path)
+    with sqlite3.connect(tmp_path / FILE) as store:
+        handle = (tmp_path / "owners" / "alive").open("w")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        store.execute("INSERT INTO claims VALUES ('k', 'alive', ?)", (time.time() + 60,))
+    assert not other.claim("k", 60)
+    with sqlite3.connect(tmp_path / FILE) as store:
+        store.execute("UPDATE claims SET until = ?", (time.time() - 1,))
+    assert other.claim("k", 60)
+
+
+@pytest.mark.parametrize("keep", [0, 20])
+def test_a_damaged_cache_is_put_aside(server, client, caplog, tmp_path, keep):
+    folder = tmp_path / "c"
+    start(server, folder, 1).communicate(timeout=60)
+    whole = (folder / FILE).read_bytes()
+    for path in folder.glob(f"{FILE}-*"):
+        path.unlink()
+    (folder / FILE).write_bytes(whole[:keep] + b"x" * (len(whole) - keep))
+    assert client(cache=folder).chat(["a"])[0].text == "echo: a"
+    assert "put aside" in caplog.text and len(list(folder.glob("*.damaged-*"))) == 1
+    assert client(cache=folder).chat(["a"])[0].cached
+
+
+def test_the_cache_is_text(server, client, tmp_path):
+    model = client(cache=tmp_path / "c")
+    model.chat(["a"])
+    with sqlite3.connect(model.kept.folder / FILE) as store:
+        ((kind, reply),) = store.execute("SELECT typeof(reply), reply FROM replies").fetchall()
+        assert kind == "text" and json.loads(reply)["text"] == "echo: a"
+        store.execute("UPDATE replies SET reply = ?", (pickle.dumps(Bomb()),))
+    assert client(cache=tmp_path / "c").chat(["a"])[0].text == "echo: a" and not Bomb.went_off
+
+
+class Bomb:
+    went_off = False
+
+    def __reduce__(self):
+        return setattr, (Bomb, "went_off", True)
 
 
 def test_completions(server, client):

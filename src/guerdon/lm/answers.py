@@ -33,12 +33,22 @@ class Failed(Exception):
         retryable: whether asking again may help.
         retry_after_s: how long the server asks to wait.
         refuses_all: the next request would fail for the same reason (a wrong key).
+        usage: tokens the server counted, where it answered at all.
+        paid: the server did answer, and would answer the same again: worth remembering.
     """
 
     def __init__(
-        self, reason: str, *, retryable: bool = True, retry_after_s: float | None = None, refuses_all: bool = False
+        self,
+        reason: str,
+        *,
+        retryable: bool = True,
+        retry_after_s: float | None = None,
+        refuses_all: bool = False,
+        usage: dict[str, int] | None = None,
+        paid: bool = False,
     ) -> None:
         super().__init__(reason)
+        self.usage, self.paid = usage or {}, paid
         self.reason, self.retryable, self.retry_after_s, self.refuses_all = (
             reason,
             retryable,
@@ -104,10 +114,19 @@ def read_chat(document: Any, body: dict[str, Any]) -> Reply:
     text = message.get("content")
     text = message.get("refusal") if text is None else text
     if not isinstance(text, str):  # it was paid for, and asking again would pay again
-        raise Failed(f"the answer has no text (finish_reason={finish!r})", retryable=False)
+        why = f"the answer has no text (finish_reason={finish!r}){_too_short(finish)}"
+        raise Failed(why, retryable=False, usage=_usage(document), paid=True)
+    if not text.strip():
+        why = f"the answer is empty (finish_reason={finish!r}){_too_short(finish)}"
+        cut = finish == "length"  # all tokens went into reasoning: the next try would end the same way
+        raise Failed(why, retryable=not cut, usage=_usage(document), paid=cut)
     logprobs = (choice.get("logprobs") or {}).get("content")
     tokens = tuple(_chat_token(entry) for entry in logprobs) if isinstance(logprobs, list) else None
     return Reply(text, logprobs=tokens, finish_reason=finish, **_usage(document))
+
+
+def _too_short(finish: Any) -> str:
+    return "; max_tokens was used up before the answer began: raise it" if finish == "length" else ""
 
 
 def read_completion(document: Any, body: dict[str, Any]) -> Reply:
@@ -191,7 +210,8 @@ def _choice(document: Any) -> dict[str, Any]:
 def _usage(document: dict[str, Any]) -> dict[str, Any]:
     usage = document.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    return {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+    counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+    return {name: int(n) if isinstance(n, int | float) and math.isfinite(n) else 0 for name, n in counts.items()}
 
 
 def _number(value: Any) -> float:

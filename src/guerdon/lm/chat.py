@@ -49,6 +49,7 @@ class Reply:
         cached: the answer came from the disk cache or from an identical call in flight, and was not paid for again.
         attempts: requests sent for it by this call.
         retryable: for a failure: False = asking again cannot help (bad key, no such model, request too long).
+        paid: for a failure: the server answered, without a text, and is not asked the same again.
     """
 
     text: str | None
@@ -60,6 +61,7 @@ class Reply:
     cached: bool = False
     attempts: int = 0
     retryable: bool = True
+    paid: bool = False
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.error is None):

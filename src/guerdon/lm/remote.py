@@ -11,8 +11,8 @@ with a reason. What asking again cannot mend (400, 401, 403, 404, exhausted quot
 requests of the same call that still queue are not sent.
 
 No paid answer is bought twice: answers are kept on disk under a digest of the whole request, and identical requests in
-flight - of any thread or client of this process that uses the same cache - are sent once. Other processes share the disk, not
-the flight: let one rank ask.
+flight - of any thread, client or process that uses the same cache - are sent once (`guerdon.lm.kept`). An answer that was paid
+for and has no text (`content: null`) is kept as that; an empty text is a failure, which is tried again and not kept.
 
 Left out: streaming, tools, images.
 """
@@ -230,29 +230,49 @@ class RemoteModel:
     async def _buy(self, kind: str, body: dict[str, Any], key: str, wanted: Callable[[], bool]) -> Reply:
         assert self._live is not None
         _, client, gate = self._live
-        async with gate:
-            if not wanted():
-                return Reply(None, "cancelled before it was sent")
-            if self._refused is not None:
-                return Reply(None, self._refused, retryable=False)
-            if (kept := self._recall(key)) is not None:  # another client may have bought it while this one queued
-                return kept
-            reply = await self._tries(client, kind, body)
-        if reply.ok:
-            self.counts.update(prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
-            if self.kept is not None:
-                self.kept.put(key, reply)
-        else:
-            self.counts["failed"] += 1
-        return reply
+        pause = 0.01
+        while True:
+            async with gate:
+                if not wanted():
+                    return Reply(None, "cancelled before it was sent")
+                if self._refused is not None:
+                    return Reply(None, self._refused, retryable=False)
+                if (kept := self._recall(key)) is not None:  # another client may have bought it while this one queued
+                    return kept
+                if self.kept is None or self.kept.claim(key, self._lease_s):
+                    return await self._bought(client, kind, body, key)
+            await asyncio.sleep(pause)  # another process is asking the same; its answer will be kept
+            pause = min(2 * pause, 0.25)
 
-    async def _tries(self, client: Any, kind: str, body: dict[str, Any]) -> Reply:
+    async def _bought(self, client: Any, kind: str, body: dict[str, Any], key: str) -> Reply:
+        """The answer to a request that this process has claimed, kept."""
+        settled = False
+        try:
+            reply = await self._tries(client, kind, body, key)
+            self.counts.update(prompt_tokens=reply.prompt_tokens, completion_tokens=reply.completion_tokens)
+            self.counts["failed"] += not reply.ok
+            if self.kept is not None and (reply.ok or reply.paid):
+                self.kept.put(key, reply)
+                settled = True
+            return reply
+        finally:
+            if self.kept is not None and not settled:
+                self.kept.release(key)
+
+    @property
+    def _lease_s(self) -> float:
+        """How long one try and the pause after it may take at most."""
+        return self.timeout_s + max(self.max_backoff_s, self.max_retry_after_s) + 30.0
+
+    async def _tries(self, client: Any, kind: str, body: dict[str, Any], key: str) -> Reply:
         tenacity = require("tenacity", extra="judge")
         tries = 0
 
         async def once() -> Reply:
             nonlocal tries
             tries += 1
+            if tries > 1 and self.kept is not None:
+                self.kept.claim(key, self._lease_s)  # renewed: the others go on waiting
             self.counts["requests"] += 1
             return await self._send(client, kind, body)
 
@@ -268,7 +288,8 @@ class RemoteModel:
             if failure.refuses_all:
                 self._refused = failure.reason
             after = f" (after {tries} tries)" if tries > 1 else ""
-            return Reply(None, f"{self.model}: {failure.reason}{after}", attempts=tries, retryable=failure.retryable)
+            reason = f"{self.model}: {failure.reason}{after}"
+            return Reply(None, reason, attempts=tries, retryable=failure.retryable, paid=failure.paid, **failure.usage)
         return answers.with_attempts(reply, tries)
 
     async def _send(self, client: Any, kind: str, body: dict[str, Any]) -> Reply:
