@@ -30,7 +30,7 @@ from guerdon.errors import CapabilityError, ConfigError, MissingColumn, ShapeErr
 from guerdon.lm.background import run
 from guerdon.rewards import Rewards, Scored, Scores
 from guerdon.rollouts import Rollouts
-from guerdon.signals.learned.prm import pad_rows
+from guerdon.signals.learned.layouts import PrmInput, pad_rows, padding_id
 from guerdon.signals.learned.scalar import RewardModel
 from guerdon.spans import Spans
 from guerdon.system import TRAINER_STATE
@@ -221,32 +221,26 @@ class TRLRewardModel(RewardModel):
 
     def __init__(self, model: Any, tokenizer: Any, options: dict[str, Any], template: dict[str, Any]) -> None:
         source = str(model) if isinstance(model, Path) else model
-        self._options, self._template = options, template
+        self._template = template
         if isinstance(source, torch.nn.Module) and tokenizer is None:
             tokenizer = _tokenizer_beside(source)
-        super().__init__(source, tokenizer=tokenizer, retokenize=True)
+        super().__init__(source, tokenizer=tokenizer, retokenize=True, options=options)
         path = source if isinstance(source, str) else source.config._name_or_path
         self.name = str(path).rstrip("/").split("/")[-1] or type(source).__name__
 
-    def load(self) -> tuple[Any, Any]:
-        if self._model is None and self._options and isinstance(self.source, str):
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-            tokenizer = self._tokenizer or AutoTokenizer.from_pretrained(self.source)
-            model = AutoModelForSequenceClassification.from_pretrained(self.source, num_labels=1, **self._options)
-            self.source, self._tokenizer = model.eval(), tokenizer
-        return super().load()
-
-    def _input(self, rollouts: Rollouts, tokenizer: Any) -> tuple[Tensor, Tensor]:
-        texts = []
+    def _input(self, rollouts: Rollouts) -> PrmInput:
+        tokenizer = self._tokenizer
+        rows, lengths = [], []
         for prompt, completion in zip(rollouts.prompts, as_trl_completions(rollouts), strict=True):
             if isinstance(prompt, str):
-                texts.append(prompt + completion)
+                text, before = prompt + completion, prompt
             else:
-                chat = [*prompt, *completion]
-                texts.append(tokenizer.apply_chat_template(chat, tokenize=False, **self._template))
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return pad_rows([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], pad_id)
+                text = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False, **self._template)
+                before = tokenizer.apply_chat_template(list(prompt), tokenize=False, **self._template)
+            rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+            lengths.append(len(tokenizer(before, add_special_tokens=False)["input_ids"]) if before else 0)
+        ids, mask = pad_rows(rows, padding_id(tokenizer))
+        return PrmInput(ids, mask, mask.sum(1, keepdim=True) - 1, torch.tensor(lengths, dtype=torch.long))
 
 
 def _tokenizer_beside(model: Any) -> Any:

@@ -60,6 +60,7 @@ def load_reward_model(
     convention: str | Convention | None = None,
     device: Any = None,
     dtype: torch.dtype | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """A reward model from a hub id, a folder (also of a LoRA adapter) or an object, by the table of conventions.
 
@@ -69,6 +70,7 @@ def load_reward_model(
         kind: "process" or "outcome".
         convention: how it is read; None = what the checkpoint says, else "pure" or "sequence".
         device, dtype: where it goes; None = as it comes.
+        options: further keyword arguments of `from_pretrained`, for a path.
 
     Raises:
         ConfigError: there is no such model, it has no such head, or another number of labels.
@@ -78,7 +80,9 @@ def load_reward_model(
     else:
         transformers = require("transformers", extra="train")
         with _quiet(transformers):
-            model, tokenizer, chosen = _from_checkpoint(transformers, str(source), tokenizer, kind, convention)
+            model, tokenizer, chosen = _from_checkpoint(
+                transformers, str(source), tokenizer, kind, convention, dict(options or {})
+            )
     labels = label_count(model)
     if chosen.head == "classifier" and labels != LABELS[kind]:
         has = f"{labels} label{'s' if labels != 1 else ''}"
@@ -99,7 +103,12 @@ def label_count(model: Any) -> int:
 
 
 def _from_checkpoint(
-    transformers: Any, source: str, tokenizer: Any, kind: Kind, convention: str | Convention | None
+    transformers: Any,
+    source: str,
+    tokenizer: Any,
+    kind: Kind,
+    convention: str | Convention | None,
+    options: dict[str, Any],
 ) -> tuple[Any, Any, Convention]:
     if source.endswith(".gguf"):
         raise ConfigError(f"{source}: a GGUF holds a language model without a reward model's head; {_ADVICE[kind]}")
@@ -108,18 +117,20 @@ def _from_checkpoint(
     chosen = convention_named(convention, kind) if convention is not None else convention_of(source, config, kind)
     chosen = chosen or TABLE["pure" if kind == "process" else "sequence"]
     model = (
-        _read(transformers, source, config, chosen, kind)
+        _read(transformers, source, config, chosen, kind, options)
         if adapter is None
-        else _read_adapter(transformers, source, adapter, config, chosen, kind)
+        else _read_adapter(transformers, source, adapter, config, chosen, kind, options)
     )
     if tokenizer is None:
         tokenizer = _tokenizer(transformers, source, adapter)
     return _labelled(model.eval(), tokenizer, chosen), tokenizer, chosen
 
 
-def _read(transformers: Any, source: str, config: Any, convention: Convention, kind: Kind) -> Any:
+def _read(
+    transformers: Any, source: str, config: Any, convention: Convention, kind: Kind, options: Mapping[str, Any]
+) -> Any:
     """The model with all weights its head needs out of the checkpoint."""
-    model, info = _with_info(transformers, source, config, convention, kind)
+    model, info = _with_info(transformers, source, config, convention, kind, options)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ConfigError(_without_head(source, config, missing, kind))
@@ -132,8 +143,10 @@ def _read(transformers: Any, source: str, config: Any, convention: Convention, k
     return model
 
 
-def _with_info(transformers: Any, source: str, config: Any, convention: Convention, kind: Kind) -> tuple[Any, Any]:
-    options: dict[str, Any] = {"output_loading_info": True, "config": config, "trust_remote_code": False}
+def _with_info(
+    transformers: Any, source: str, config: Any, convention: Convention, kind: Kind, options: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    options = {"trust_remote_code": False, **options, "output_loading_info": True, "config": config}
     if convention.head == "two_layers":
         factory: Any = headed_model(transformers, "two_layers", LABELS[kind])
     elif convention.head == "value":
@@ -142,7 +155,7 @@ def _with_info(transformers: Any, source: str, config: Any, convention: Conventi
         auto = AUTO_CLASS[kind] if convention.head == "classifier" else "AutoModelForCausalLM"
         factory = getattr(transformers, auto)
     if convention.head in ("two_layers", "value"):
-        options.pop("trust_remote_code")
+        options.pop("trust_remote_code")  # nothing of the checkpoint's own code is run
     try:
         return factory.from_pretrained(source, **options)
     except OSError as error:
@@ -211,12 +224,20 @@ def _adapter_base(source: str) -> str | None:
     return str(base)
 
 
-def _read_adapter(transformers: Any, source: str, base: str, config: Any, convention: Convention, kind: Kind) -> Any:
+def _read_adapter(
+    transformers: Any,
+    source: str,
+    base: str,
+    config: Any,
+    convention: Convention,
+    kind: Kind,
+    options: Mapping[str, Any],
+) -> Any:
     """The base model with the adapter merged into it; a head that neither of them has is refused."""
     peft = require("peft", extra="train")
     if convention.head == "classifier":
         config.num_labels = LABELS[kind]
-    model, info = _with_info(transformers, base, config, convention, kind)
+    model, info = _with_info(transformers, base, config, convention, kind, options)
     brought = peft.load_peft_weights(source, device="cpu")
     if info["missing_keys"] and not any(_HEAD_WEIGHT.search(key) for key in brought):
         raise ConfigError(_without_head(f"{source} (an adapter of {base})", config, sorted(info["missing_keys"]), kind))

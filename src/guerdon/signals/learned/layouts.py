@@ -198,6 +198,12 @@ def single_token_id(tokenizer: Any, text: str, what: str = "step delimiter") -> 
     return int(inside[0])
 
 
+def padding_id(tokenizer: Any) -> int:
+    """An id to fill rows with; what stands there is masked, so that a tokenizer without one is no obstacle."""
+    numbers = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(number) for number in numbers if number is not None)
+
+
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Right-padded ids [B, L] and mask [B, L] bool."""
     width = max((len(row) for row in rows), default=0)

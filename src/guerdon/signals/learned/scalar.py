@@ -10,7 +10,7 @@ Source: the reward model of PAR (arXiv 2502.18770), whose score is a linear head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.learned.conventions import Convention
 from guerdon.signals.learned.heads import load_reward_model
-from guerdon.signals.learned.layouts import PrmInput, encode_prompt, pad_rows, place_steps, render
+from guerdon.signals.learned.layouts import PrmInput, encode_prompt, pad_rows, padding_id, place_steps, render
 from guerdon.signals.learned.prm import classify_positions, evaluating, length_batches, rebuild_prm_input
 
 
@@ -35,6 +35,8 @@ class RewardModel:
     retokenize: the policy's tokenizer is another one: encode the text. Texts without ids always are. Chat prompts then go
         through the reward model's template, with the completion as the assistant's turn.
     token_budget: padded tokens per forward pass.
+    device, dtype: where the model goes; None = as it comes.
+    options: further keyword arguments of `from_pretrained`.
 
     A completion beyond the model's context is scored at the last token that fits, with the reason: its length is the policy's
     doing. A prompt that does not fit gives NaN. Loaded on first use; eval mode, no gradients, random state untouched.
@@ -58,11 +60,12 @@ class RewardModel:
         token_budget: int = 16384,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(model, torch.nn.Module) and tokenizer is None:
             raise ConfigError("a loaded reward model comes without its tokenizer: pass tokenizer=")
         self.source, self.retokenize, self.token_budget = model, retokenize, token_budget
-        self.convention = convention
+        self.convention, self.options = convention, dict(options or {})
         self._device, self._dtype, self._tokenizer = device, dtype, tokenizer
         self._model: Any = None
         self._read_as: Convention | None = None
@@ -81,6 +84,7 @@ class RewardModel:
                 convention=self.convention,
                 device=self._device,
                 dtype=self._dtype,
+                options=self.options,
             )
             self._tokenizer, self._read_as, self._model = loaded.tokenizer, loaded.convention, loaded.model
             self._vocabulary = VocabularyCheck(self._tokenizer, self._model, "the reward model")
@@ -122,9 +126,7 @@ class RewardModel:
     def _input(self, rollouts: Rollouts) -> PrmInput:
         """Ids, and the position [B, 1] where each row's score is read."""
         assert self._read_as is not None and self._vocabulary is not None
-        tokenizer = self._tokenizer
-        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # what stands there is masked
-        pad_id = next(number for number in pads if number is not None)
+        pad_id = padding_id(self._tokenizer)
         ids, prompts, mask = rollouts.completion_ids, rollouts.prompt_ids, rollouts.prompt_mask
         given = self._read_as.layout == "as_given"
         if self.retokenize or not given or ids is None or prompts is None or mask is None:
