@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guerdon import ConfigError
 from guerdon.credit import gae, suffix_min, suffix_sum
 
 grids = st.integers(0, 9).flatmap(
@@ -72,6 +73,36 @@ def test_gae_skips_masked_positions(rows, discounts):
             following, total = values[row, t].item(), rewards[row, t].item() + gamma * total
             assert advantages[row, t].item() == pytest.approx(running, abs=1e-9)
             assert returns[row, t].item() == pytest.approx(total, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(grids, st.sampled_from([(1.0, 0.95), (0.9, 0.9), (1.0, 1.0), (0.99, 0.0)]))
+def test_a_hole_can_be_a_step_without_value_and_reward(rows, discounts):
+    """PAR's code: values and rewards times the mask, then every position is a step."""
+    gamma, lam = discounts
+    rewards, values, mask = tensors(rows)
+    advantages, returns = gae(rewards, values, mask, gamma, lam, holes="zero")
+    for row in range(len(rewards)):
+        following, running, total = 0.0, 0.0, 0.0
+        for t in reversed(range(rewards.shape[1])):
+            r, v = (rewards[row, t].item(), values[row, t].item()) if mask[row, t] else (0.0, 0.0)
+            running = r + gamma * following - v + gamma * lam * running
+            following, total = v, r + gamma * total
+            assert advantages[row, t].item() == pytest.approx(running if mask[row, t] else 0.0, abs=1e-9)
+            assert returns[row, t].item() == pytest.approx(total if mask[row, t] else 0.0, abs=1e-9)
+
+
+def test_the_two_readings_of_a_hole_differ_only_where_there_is_one():
+    rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 9.0, 0.25]])
+    whole, hole = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[True, False, True]])
+    for mask, same in ((whole, True), (hole, False)):
+        first, second = (gae(rewards, values, mask, holes=holes)[0] for holes in ("skipped", "zero"))
+        assert torch.allclose(first, second) == same
+    # skipped: 0.25 - 0.5 + 0.95 * 0.75; zero: -0.5 + 0.95 (0.25 + 0.95 * 0.75)
+    assert gae(rewards, values, hole)[0][0].tolist() == pytest.approx([0.4625, 0.0, 0.75])
+    assert gae(rewards, values, hole, holes="zero")[0][0].tolist() == pytest.approx([0.414375, 0.0, 0.75])
+    with pytest.raises(ConfigError, match="holes"):
+        gae(rewards, values, hole, holes="filled")
 
 
 def test_long_rows_are_exact_and_quick():

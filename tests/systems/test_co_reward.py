@@ -48,7 +48,7 @@ def scored(signal: Any, batch: Rollouts) -> dict[str, list[float]]:
         (r"\boxed{\text{a} {b}} and \boxed{1", ""),
         (r"\boxed 5$ is it, \boxed{6}", "5"),
         (r"first \boxed 5$ then \boxed 7", "7"),
-        (r"\fbox{3}", "3"),
+        (r"\fbox{3}", ""),
         (r"\fbox{3} \boxed{4}", "4"),
         (r"\boxed{4} \fbox{3}", "4"),
         (r"\boxed{}", ""),

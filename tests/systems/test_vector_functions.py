@@ -125,6 +125,11 @@ def test_par_functions_at_the_edges():
     assert PAR["token_level_rewards"]([1.0], [[0.0, 0.0]], [[0.0, 0.0]], [[0, 0]])["token_rewards"].tolist() == [[0, 0]]
     holes = PAR["ppo_gae_advantages"]([[0.5, 9.0, 0.5]], [[0.0, 9.0, 1.0]], [[1, 0, 1]])
     assert holes["advantages"][0, 1] == 0 and holes["returns"].tolist() == [[1, 0, 1]]
+    raw = torch.tensor([0.414375, 0.0, 0.75], dtype=torch.float64)  # V = r = 0 in the hole, as in the official code
+    mean, mask = raw.sum() / 2, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    expected = (raw - mean) * mask * torch.rsqrt(((raw - mean) ** 2 * mask).sum() / 2 + 1e-8)
+    hole = PAR["ppo_gae_advantages"]([[0.5, 9.0, 0.25]], [[0.0, 9.0, 1.0]], [[1, 0, 1]])
+    torch.testing.assert_close(hole["advantages"][0], expected)
     assert PAR["grpo_advantages"]([0.3], 1, [[1, 1]])["advantages"].tolist() == [[0, 0]]
 
 

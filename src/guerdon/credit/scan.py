@@ -6,10 +6,12 @@ up to rounding for any coefficients. Masked positions are skipped, not discounte
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from guerdon.errors import ShapeError
+from guerdon.errors import ConfigError, ShapeError
 
 
 def _same_shape(**tensors: Tensor) -> None:
@@ -85,7 +87,15 @@ def suffix_min(values: Tensor, mask: Tensor, *, padding: str = "ignore") -> Tens
     return torch.where(mask, filled.flip(1).cummin(1).values.flip(1), torch.zeros_like(values))
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    *,
+    holes: Literal["skipped", "zero"] = "skipped",
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2015, arXiv 1506.02438).
 
     delta_t = r_t + gamma V_{t+1} - V_t ;  A_t = delta_t + gamma lam A_{t+1}        (t+1: the next valid position; V = 0 at the end)
@@ -93,15 +103,22 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     Args:
         rewards: [B, T].
         values: [B, T], the critic's V_t.
-        mask: [B, T] bool; masked positions are skipped and come out 0.
+        mask: [B, T] bool; masked positions come out 0.
         gamma, lam: in [0, 1].
+        holes: a masked position between valid ones (a tool's words) is "skipped", as if it were not there; or it is a step with V = r = 0 like
+            any other, "zero", as in PAR's code: the token before it then looks forward to a value of 0.
 
     Returns:
         advantages [B, T] (not whitened) and rewards-to-go [B, T] (sum of discounted rewards; a critic's target in PAR's code,
         where TRL and verl use advantages + values).
     """
     _same_shape(rewards=rewards, values=values, mask=mask)
+    if holes not in ("skipped", "zero"):
+        raise ConfigError(f"holes={holes!r}: use 'skipped' or 'zero'")
     reward, value = torch.where(mask, rewards, 0.0).double(), torch.where(mask, values, 0.0).double()
+    if holes == "zero":
+        advantages, returns = gae(reward, value, torch.ones_like(mask), gamma, lam)
+        return torch.where(mask, advantages, 0.0).to(rewards.dtype), torch.where(mask, returns, 0.0).to(rewards.dtype)
     held = reverse_linear_scan((~mask).double(), value)  # V at this position, or at the next valid one
     following = torch.cat([held[:, 1:], held.new_zeros(len(held), min(1, held.shape[1]))], 1)
     delta = torch.where(mask, reward + gamma * following - value, 0.0)

@@ -294,9 +294,9 @@ def grpo_advantages(rewards: Any, group_size: int, response_mask: Any) -> dict[s
 def ppo_gae_advantages(
     values: Any, rewards: Any, response_mask: Any, gamma: float = 1.0, lam: float = 0.95
 ) -> dict[str, Tensor]:
-    """GAE, whitened over the batch with the population variance, and discounted rewards-to-go. [B, T]."""
+    """GAE, whitened over the batch with the population variance, and discounted rewards-to-go. [B, T]; V = r = 0 in a hole of the mask."""
     valid = _grid(response_mask) > 0
-    advantages, returns = gae(_grid(rewards), _grid(values), valid, gamma, lam)
+    advantages, returns = gae(_grid(rewards), _grid(values), valid, gamma, lam, holes="zero")
     return {"advantages": whiten(advantages, valid, std="population"), "returns": returns}
 
 

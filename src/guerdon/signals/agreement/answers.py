@@ -15,21 +15,21 @@ from guerdon.errors import ConfigError
 from guerdon.signals.verifiable.extraction import Extract, extractor
 from guerdon.signals.verifiable.math_strings import tidy_math
 
-_BOX, _OLD_BOX = "\\boxed", "\\fbox"
+_BOX = "\\boxed"
 
 
 def boxed_as_written(text: str) -> str:
-    r"""Content of the last `\boxed{...}`, or of the last `\fbox{...}` where there is no `\boxed`; spaces kept, "" if it never closes.
+    r"""Content of the last `\boxed{...}`, spaces kept; "" where there is none or it never closes.
 
-    As the official code of Co-rewarding has it (arXiv 2508.00410), one oddity included: a text with "\boxed " (a space instead of a
-    brace) anywhere gives what follows the last one up to the next dollar sign. For a stricter rule use extract="boxed".
+    As the official code of Co-rewarding has it (arXiv 2508.00410), oddities included: an `\fbox` is found there and then read as no answer,
+    and a text with "\boxed " (a space instead of a brace) anywhere gives what follows the last one up to the next dollar sign. For another
+    rule use extract="boxed", which reads `\fbox` as well.
     """
     spaced = f"{_BOX} "
     if spaced in text:
         return text[text.rfind(spaced) + len(spaced) :].partition("$")[0]
-    command = _BOX if _BOX in text else _OLD_BOX
-    start = text.rfind(command)
-    begin = start + len(command)
+    start = text.rfind(_BOX)
+    begin = start + len(_BOX)
     if start < 0 or not text.startswith("{", begin):
         return ""
     depth = 0
