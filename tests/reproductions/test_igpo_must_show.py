@@ -18,6 +18,7 @@ from guerdon.rewards import Rewards, Scores
 from guerdon.segment import ByTurn
 from guerdon.signals import InformationGain
 from guerdon.signals.likelihood.information_gain import answer_logprobs, turn_states
+from guerdon.spans import Spans
 from guerdon.systems import igpo
 from guerdon.systems.reproductions.igpo_probe import Believer, passage_gains, passages
 from guerdon.systems.reproductions.retrieval_chain import (
@@ -30,6 +31,7 @@ from guerdon.systems.reproductions.retrieval_chain import (
     train,
 )
 from guerdon.systems.reproductions.step_chain import Episodes, TabularPolicy, sample, to_rollouts
+from guerdon.systems.reproductions.teaching import teaching_groups
 from guerdon.tasks.search_policy import search_tokenizer
 from guerdon.tasks.tiny import TinyConfig, new_model
 
@@ -172,6 +174,30 @@ def test_gain_teaches_where_the_outcome_alone_does_not() -> None:
     alone = train(igpo(rewards="outcome", outcome=Outcome()), setting, 1)
     assert both.share_taught() == 1.0 and alone.share_taught() < 0.7
     assert both.final() > alone.final() + 0.1
+
+
+def test_a_group_teaches_by_what_its_rewards_say_and_not_by_the_last_bit() -> None:
+    """Gains of 1e-5 make z-scores of one, and teach nothing; different outcomes do, and so do gains beyond the floor."""
+    groups = torch.tensor([0, 0, 1, 1, 2, 2])
+    rollouts = Rollouts(
+        ["q"] * 6,
+        [""] * 6,
+        completion_ids=torch.ones(6, 2, dtype=torch.long),
+        completion_mask=torch.ones(6, 2, dtype=torch.bool),
+        policy_mask=torch.ones(6, 2, dtype=torch.bool),
+        group_ids=groups,
+        columns={"right": [False, False, False, True, False, False]},
+    )
+    spans = Spans.tokens(torch.ones(6, 2, dtype=torch.bool)).renamed("turns")
+    rollouts = rollouts.with_spans(turns=spans)
+    gains = torch.tensor([[1e-5, 0.0], [2e-5, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.3, 0.0]])
+    paid = Spans(spans.start, spans.end, torch.tensor([[True, False]] * 6), name="turns")
+    scores = igpo(information_gain=Constant(Rewards(gains, paid)), outcome=Outcome())(rollouts)
+    moved = [bool(scores.advantages[groups == group].abs().max() > 0.1) for group in range(3)]
+    assert moved == [True, True, True], "the z-score makes as much of noise as of a find"
+    assert teaching_groups(scores, groups) == [False, True, True]
+    alone = igpo(rewards="outcome", outcome=Outcome())(rollouts)
+    assert teaching_groups(alone, groups) == [False, True, False]
 
 
 def test_a_believers_gains_are_the_signals(tiny: LocalModel) -> None:

@@ -17,12 +17,12 @@ from guerdon.systems.igpo import igpo
 from guerdon.systems.reproduction import Budget, Claim, Reproduction
 from guerdon.systems.reproductions import igpo_training as training
 from guerdon.systems.reproductions.retrieval_chain import Hops, KnownGain, Outcome, Setting, Trace, train
-from guerdon.systems.reproductions.summary import enough, held_in, over_seeds
+from guerdon.systems.reproductions.summary import held_in, over_seeds
+from guerdon.systems.reproductions.teaching import FLOOR
 from guerdon.threads import one_thread
 
 ARMS: dict[str, Any] = {"F1 alone (GRPO)": "outcome", "gain alone": "gain", "IGPO (gain and F1)": "both"}
 BOTH, ALONE = "IGPO (gain and F1)", "F1 alone (GRPO)"
-FLOOR = 0.05
 FLOORED = f"IGPO, gains with a std under {FLOOR} left out"
 FIRST, LAST, SOLVED = 20, 20, 0.8
 TRAINED_SEEDS = 3
@@ -104,7 +104,9 @@ def _reproduce(budget: Budget) -> Reproduction:
             f"first groups to move are noise the policy settles on it. The floor of {FLOOR} was chosen on seeds 100 to 103 (0.001 and 0.01 left one of them at "
             "0) after the plain z-score had failed in a first record; the default stays the paper's.",
             trained_note(trained),
-            "A group teaches nothing under gain only if no rollout changed its confidence before its last turn, since the last turn has no gain.",
+            f"A group teaches, in the table, if its outcomes differ or its gains do, with a std of at least {FLOOR}. In an earlier record any advantage other than "
+            "zero counted; under a language model no two confidences are equal to the last bit, so that was 1.0 whatever happened. Under the world's own "
+            "confidences a group has no advantage at all only if no rollout changed its confidence before its last turn, which has no gain.",
         ],
     )
 
@@ -189,18 +191,10 @@ def passage_claims(budget: Budget) -> list[Claim]:
 def claims_of(runs: dict[str, list[Trace]], where: str) -> list[Claim]:
     """What is asked of every world: signal in the first groups, and success in the end."""
     both, alone = runs[BOTH], runs[ALONE]
-    full = [trace.share_taught(FIRST) == 1.0 for trace in both]
-    sparse = [trace.share_taught(FIRST) < 0.7 for trace in alone]
     solved = [trace.final(LAST) > SOLVED for trace in both]
     solved_alone = [trace.final(LAST) > SOLVED for trace in alone]
     return [
-        Claim(
-            f"confidences of {where}: the share of the first {FIRST} groups with an advantage that is not zero is 1.0 with gain in at least 4 of 5 seeds, "
-            "and under 0.7 with the outcome alone in all",
-            enough(full) and all(sparse),
-            f"with gain {over_seeds([t.share_taught(FIRST) for t in both])}, exactly 1.0 in {held_in(full)}; "
-            f"without {over_seeds([t.share_taught(FIRST) for t in alone])}",
-        ),
+        exact_share_claim(both, alone) if where == KNOWN else share_claim(both, alone, where),
         Claim(
             f"confidences of {where}: gain and outcome end with success over {SOLVED} in every seed, the outcome alone in fewer",
             all(solved) and sum(solved_alone) < len(solved_alone),
@@ -208,6 +202,29 @@ def claims_of(runs: dict[str, list[Trace]], where: str) -> list[Claim]:
             f"outcome alone in {held_in(solved_alone)} ({over_seeds([t.final(LAST) for t in alone])})",
         ),
     ]
+
+
+def exact_share_claim(both: list[Trace], alone: list[Trace]) -> Claim:
+    """Where confidences are few numbers, a gain may be exactly zero, and a group may teach nothing at all."""
+    full, sparse = ([trace.share_taught(FIRST) for trace in traces] for traces in (both, alone))
+    return Claim(
+        f"confidences of {KNOWN}: the share of the first {FIRST} groups with an advantage that is not zero is 1.0 with gain, and under 0.7 with the "
+        "outcome alone, in every seed",
+        all(share == 1.0 for share in full) and all(share < 0.7 for share in sparse),
+        f"with gain {over_seeds(full)}, exactly 1.0 in {held_in([share == 1.0 for share in full])}; without {over_seeds(sparse)}",
+    )
+
+
+def share_claim(both: list[Trace], alone: list[Trace], where: str) -> Claim:
+    """Where no two confidences are equal every advantage is other than zero, which says nothing: groups count by the size of their gains."""
+    with_gain, without = ([trace.share_meant(FIRST) for trace in traces] for traces in (both, alone))
+    more = [ours > theirs for ours, theirs in zip(with_gain, without, strict=True)]
+    return Claim(
+        f"confidences of {where}: of the first {FIRST} groups more teach with gain than with the outcome alone, in every seed (its outcomes differ, or its "
+        f"gains with a std of at least {FLOOR})",
+        all(more),
+        f"{held_in(more)}; {over_seeds(with_gain)} against {over_seeds(without)}",
+    )
 
 
 def floor_claim(arms: dict[str, list[Trace]]) -> Claim:
@@ -225,7 +242,7 @@ def table_of(runs: dict[str, list[Trace]], where: str) -> list[dict[str, Any]]:
         {
             "confidences of": where,
             "reward": arm,
-            "first groups that teach": over_seeds([trace.share_taught(FIRST) for trace in traces]),
+            "first groups that teach": over_seeds([trace.share_meant(FIRST) for trace in traces]),
             "success": over_seeds([trace.final(LAST) for trace in traces]),
         }
         for arm, traces in runs.items()

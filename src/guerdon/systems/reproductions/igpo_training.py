@@ -17,6 +17,7 @@ from guerdon.rollouts import Rollouts
 from guerdon.system import System
 from guerdon.systems.igpo import igpo
 from guerdon.systems.reproductions.arm import TrainingPlan, held_out, kept_run, train_arm
+from guerdon.systems.reproductions.teaching import teaching_groups
 from guerdon.tasks.base import Task
 from guerdon.tasks.search import search
 
@@ -36,7 +37,7 @@ SMOKE = Plan(steps=2, warmup=0, prompts=2, group=2, every=1, samples=4)
 
 @dataclass
 class Run:
-    """Held-out true success and mean number of searches at `x` steps; the share of groups with an advantage at each training step."""
+    """Held-out true success and mean number of searches at `x` steps; the share of groups that teach at each training step."""
 
     x: list[int] = field(default_factory=list)
     success: list[float] = field(default_factory=list)
@@ -58,17 +59,14 @@ class Truth:
 
 
 class Taught:
-    """Monitor: the share of groups in which some advantage is not zero."""
+    """Monitor: the share of groups whose rewards differ by more than noise (`teaching_groups`)."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> None:
-        groups = rollouts.groups
-        moved = scores.advantages.abs().amax(1) > 1e-4
-        self.run.taught.append(
-            sum(bool(moved[groups == group].any()) for group in groups.unique()) / len(groups.unique())
-        )
+        teaching = teaching_groups(scores, rollouts.groups)
+        self.run.taught.append(sum(teaching) / len(teaching))
 
 
 def run_arm(arm: str, seed: int, plan: Plan, policy: str, folder: Path | None = None) -> Run:

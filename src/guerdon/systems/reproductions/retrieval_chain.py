@@ -20,6 +20,7 @@ from guerdon.signals.likelihood.information_gain import information_gains
 from guerdon.spans import Spans
 from guerdon.system import System
 from guerdon.systems.reproductions.step_chain import TabularPolicy, chosen_logprobs, sample, to_rollouts
+from guerdon.systems.reproductions.teaching import teaching_groups
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,15 @@ class Outcome:
 
 
 class Trace(NamedTuple):
-    """One run, update by update: probability of a right answer (mean over rollouts) and whether any advantage was not zero."""
+    """One run, update by update.
+
+    success: probability of a right answer, mean over rollouts. taught: whether any advantage was not zero. meant: whether the group's
+    outcomes differed, or its gains by more than noise (`teaching_groups`).
+    """
 
     success: list[float]
     taught: list[bool]
+    meant: list[bool]
 
     def final(self, last: int = 20) -> float:
         """Mean success of the last updates."""
@@ -111,6 +117,10 @@ class Trace(NamedTuple):
     def share_taught(self, first: int = 20) -> float:
         """Share of the first groups that had an advantage to learn from."""
         return sum(self.taught[:first]) / len(self.taught[:first])
+
+    def share_meant(self, first: int = 20) -> float:
+        """Share of the first groups whose rewards differed by more than noise."""
+        return sum(self.meant[:first]) / len(self.meant[:first])
 
 
 @dataclass(frozen=True)
@@ -151,14 +161,15 @@ def train(system: System, setting: Setting, seed: int, believed: Believed | None
     generator = torch.Generator().manual_seed(seed)
     policy = TabularPolicy(world, [0.0] * len(world.actions))
     optimizer = torch.optim.Adam(policy.parameters(), lr=setting.lr)
-    trace = Trace([], [])
+    trace = Trace([], [], [])
     for step in range(setting.updates):
         episodes = sample(policy, world, setting.group, generator)
         chance = believed(episodes.actions, episodes.mask)
         right = torch.rand(setting.group, generator=generator) < chance
         rollouts = as_turns(to_rollouts(episodes, world, setting.group, Clock(step, setting.updates, True, seed)))
         rollouts = replace(rollouts, columns={**rollouts.columns, "right": right.tolist()})
-        advantages = system(extra(rollouts) if extra else rollouts).advantages
+        scores = system(extra(rollouts) if extra else rollouts)
+        advantages = scores.advantages
         logprobs = chosen_logprobs(policy, episodes.actions)
         loss = -((logprobs * advantages).sum(1) / episodes.mask.sum(1)).mean()
         optimizer.zero_grad()
@@ -166,4 +177,5 @@ def train(system: System, setting: Setting, seed: int, believed: Believed | None
         optimizer.step()
         trace.success.append(float(chance.mean()))
         trace.taught.append(bool(advantages.any()))
+        trace.meant.extend(teaching_groups(scores, rollouts.groups))
     return trace
