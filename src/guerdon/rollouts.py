@@ -225,6 +225,52 @@ class Rollouts:
         """[B] int64: tokens of each completion."""
         return self.mask.sum(1)
 
+    @property
+    def last_turns(self) -> list[str]:
+        """B texts: what the policy said last, which is what verifiers read. The whole completion where it wrote all of it.
+
+        Raises CapabilityError where tokens are somebody else's and there are no offsets to tell their text by.
+        """
+        return [text[slice(*ranges[-1])] if ranges else "" for text, ranges in self._written()]
+
+    @property
+    def policy_texts(self) -> list[str]:
+        """B texts: all that the policy said, without what a tool or a user said between. Raises as `last_turns`."""
+        return ["".join(text[start:end] for start, end in ranges) for text, ranges in self._written()]
+
+    @property
+    def masked_texts(self) -> list[str]:
+        """B texts as long as the completions, blanks in place of what the policy did not write: for finding places in them.
+
+        Raises as `last_turns`.
+        """
+        masked = []
+        for text, ranges in self._written():
+            own, at = [], 0
+            for start, end in ranges:
+                own += [" " * (start - at), text[start:end]]
+                at = end
+            masked.append("".join((*own, " " * (len(text) - at))))
+        return masked
+
+    def _written(self) -> list[tuple[str, list[tuple[int, int]]]]:
+        """Each completion with the characters [start, end) of every turn of the policy's in it."""
+        assert self.policy_mask is not None
+        foreign = (self.mask & ~self.policy_mask).any(1).tolist()
+        rows = []
+        for row, (text, mixed) in enumerate(zip(self.completions, foreign, strict=True)):
+            own = self.policy_mask[row]
+            if not mixed or not bool(own.any()):
+                rows.append((text, [] if mixed else [(0, len(text))]))
+            elif self.offsets is None:
+                raise CapabilityError(
+                    f"row {row} holds tokens the policy did not write, and without offsets nobody knows which words they are; make "
+                    "completions and offsets together with guerdon.lm.offsets.decode_offsets_batch(tokenizer, completion_ids, completion_mask)"
+                )
+            else:
+                rows.append((text, _char_ranges(own.tolist(), self.mask[row].tolist(), self.offsets[row].tolist())))
+        return rows
+
     def column(self, name: str) -> list[Any]:
         """A data column, or what a dotted path leads to in one (`guerdon.paths`). Raises MissingColumn, which names the ones there are."""
         return self.columns[name] if name in self.columns else column_values(self.columns, name)
@@ -281,6 +327,21 @@ class Rollouts:
             group_ids=None if group_ids is None else torch.as_tensor(group_ids, dtype=torch.long),
             columns={name: list(column) for name, column in (columns or {}).items()},
         )
+
+
+def _char_ranges(own: list[bool], real: list[bool], offsets: list[list[int]]) -> list[tuple[int, int]]:
+    """Characters [start, end) of each unbroken run of a row's own tokens; padding breaks no run."""
+    ranges: list[tuple[int, int]] = []
+    running = False
+    for mine, there, (start, end) in zip(own, real, offsets, strict=True):
+        if not there:
+            continue
+        if mine and running:
+            ranges[-1] = (ranges[-1][0], max(ranges[-1][1], end))
+        elif mine:
+            ranges.append((max(start, ranges[-1][1]) if ranges else start, end))
+        running = mine
+    return ranges
 
 
 def _pad_to(tensor: Tensor, width: int, *, left: bool = False) -> Tensor:

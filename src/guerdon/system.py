@@ -23,6 +23,7 @@ from guerdon.labels import label, shown
 from guerdon.parts import check_chain, check_segments, check_signals
 from guerdon.rewards import Rewards, Scored, Scores, total_reward
 from guerdon.rollouts import Rollouts
+from guerdon.segment.placement import written_by_policy
 from guerdon.spans import Spans
 
 Scope = Literal["row", "group", "batch"]
@@ -139,6 +140,9 @@ class System:
             from guerdon.credit import OnFailure  # here: credit's links are written in terms of this module's types
 
             self.chain.insert(0, OnFailure("row"))
+        self.chain = [
+            link.settled(self.chain[i:]) if hasattr(link, "settled") else link for i, link in enumerate(self.chain, 1)
+        ]
         self._state: dict[int, Any] = {
             i: link.init_state() for i, link in enumerate(self.chain) if hasattr(link, "init_state")
         }
@@ -266,7 +270,7 @@ class System:
                         f"{self.name}: signal {key!r} returned {len(rewards)} rows for {len(rollouts)} rollouts"
                     )
                 # Learned signals answer from where their model is; rollouts and the chain live in one place.
-                rewards = _explain(rewards.to(rollouts.device), key)
+                rewards = _explain(_of_the_policy(rewards.to(rollouts.device), rollouts), key)
                 scores = replace(scores, sources={**scores.sources, key: rewards}, raw={**scores.raw, key: rewards})
         return scores
 
@@ -355,6 +359,19 @@ class System:
             how = f"{model.refresh}, rate {model.rate}" if model.refresh == "ema" else model.refresh
             lines.append(f"  model   {role}: {model.source} ({how})")
         return "\n".join(lines)
+
+
+def _of_the_policy(rewards: Rewards, rollouts: Rollouts) -> Rewards:
+    """Without what stands on words the policy did not write: steps of a tool do not apply, and its tokens are worth 0."""
+    assert rollouts.policy_mask is not None
+    foreign = rollouts.mask & ~rollouts.policy_mask
+    if rewards.level == "sequence" or not bool(foreign.any()):
+        return rewards
+    if rewards.level == "token" and rewards.values.shape == foreign.shape:
+        cells = foreign.to(rewards.values.device)
+        return rewards.with_values(torch.where(cells, torch.zeros_like(rewards.values), rewards.values))
+    mask = written_by_policy(rewards.spans, rollouts)
+    return replace(rewards, spans=replace(rewards.spans, mask=rewards.mask & mask.to(rewards.mask.device)))
 
 
 def _explain(rewards: Rewards, name: str) -> Rewards:

@@ -52,6 +52,34 @@ def test_placement_at_ends_and_on_whole_spans():
     assert spread.kind == "return" and spread.values[2].tolist() == [3, 3, 3, 0]
 
 
+def test_an_advantage_has_no_end_unless_something_accumulates_it():
+    rollouts = batch()
+    scores = scored(rollouts, answer=[1.0, 2.0, 3.0, 4.0])
+    for centre in (GroupNorm("answer"), LeaveOneOut("answer"), Whiten("answer")):
+        advantage = centre(scores, rollouts)
+        placed = ToTokens()(advantage, rollouts)["answer"]
+        assert placed.kind == "advantage"
+        assert torch.equal(placed.values, advantage["answer"].values.expand(4, 4) * rollouts.mask)
+    returns = Accumulate("steps")(scored(rollouts, steps=STEP_VALUES), rollouts)
+    assert ToTokens()(returns, rollouts)["steps"].values[0].tolist() == [-0.5, -0.5, -1, -1]
+
+    signal = {"a": Given([1.0, 0.0, 3.0, 4.0])}
+    spread = System(signal, [GroupNorm(), ToTokens()])(rollouts)
+    summed = System(signal, [GroupNorm(), ToTokens(), Accumulate()])
+    assert torch.equal(summed(rollouts).advantages, spread.advantages), "put at ends, and carried back by the sums"
+    assert "placement='end'" in repr(summed.chain[2])
+    explicit = System(signal, [GroupNorm(), ToTokens(placement="end")])(rollouts)
+    assert int((explicit.advantages != 0).sum()) <= 3, "whoever asks for ends gets ends"
+
+
+def test_an_end_is_the_policys_last_token():
+    policy = torch.tensor([[True, True, False, False], [True, False, True, False], [False, False, True, True]])
+    ids = torch.ones(3, 4, dtype=torch.long)
+    rollouts = Rollouts(["q"] * 3, ["abcd"] * 3, completion_ids=ids, completion_mask=ids.bool(), policy_mask=policy)
+    placed = ToTokens("a")(scored(rollouts, a=[1.0, 2.0, 3.0]), rollouts)["a"]
+    assert placed.values.tolist() == [[0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 3]]
+
+
 def test_coinciding_ends_add_and_overlapping_wholes_add():
     rollouts = batch([4], [0], [[(0, 2), (1, 2), (3, 3)]])
     scores = scored(rollouts, steps=[[1.0, 10.0, 100.0]])

@@ -19,7 +19,9 @@ from engine_kit import (
 )
 from trl import GRPOTrainer
 
+from guerdon.credit import GroupNorm, ToTokens
 from guerdon.engines.trl import CreditTrainer
+from guerdon.system import System
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -67,6 +69,11 @@ def test_every_loss_type(policy_path: str, config: Any, loss_type: str) -> None:
     assert ours.state.log_history[0]["rewards/letters/mean"] == pytest.approx(
         plain.state.log_history[0]["rewards/letters_reward/mean"], abs=1e-6
     )
+
+
+def test_the_chain_one_writes_first_trains_the_whole_span(policy_path: str, config: Any) -> None:
+    system = System({"letters": Letters()}, [GroupNorm(), ToTokens()], name="plain")
+    check(*both(policy_path, config, system, max_steps=2, **REUSE))
 
 
 def test_kl_to_the_reference(policy_path: str, config: Any) -> None:

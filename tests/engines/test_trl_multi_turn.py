@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine_kit import dataset, grpo_config, tiny_model, tokenizer
+from engine_kit import dataset, grpo_config, lines, tiny_model, tokenizer
 
 from guerdon.engines.trl import CreditTrainer, Evaluator, multi_turn
 from guerdon.engines.trl.environments import reply_frame, sample_rollouts
@@ -144,8 +144,10 @@ def test_held_out_prompts_are_sampled_with_the_environment_too(tmp_path: Path) -
         rollout_func=multi_turn(Echo()),
     )
     trainer.train()
-    # Before and after the step: four to measure, and the two groups of two that are logged. A turn has at most four characters.
-    assert len(lengths) == 16 and min(lengths) > 4
+    # Before and after the step: four to measure, and the two groups of two that are logged. A turn has at most four characters, and
+    # the truth sees the last one.
+    assert len(lengths) == 16 and max(lengths) <= 4
+    assert all(line["length"]["mean"] > 4 for line in lines(tmp_path / "eval.jsonl"))
 
 
 CHATML = (

@@ -36,6 +36,8 @@ class Accumulate(LinkBase):
     name: str | None = None
     gamma: float = 1.0
 
+    accumulates: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         _check_discount(gamma=self.gamma)
 
@@ -63,6 +65,8 @@ class MinReturn(LinkBase):
 
     name: str | None = None
     padding: Literal["ignore", "zero"] = "ignore"
+
+    accumulates: ClassVar[bool] = True
 
     def plan(self, levels: Levels) -> Levels:
         planned_name(self.name, levels)
@@ -92,6 +96,7 @@ class GAE(LinkBase):
 
     needs: ClassVar[frozenset[str]] = frozenset({"values"})
     centres: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_discount(gamma=self.gamma, lam=self.lam)

@@ -2,7 +2,8 @@
 
 A link is a small frozen dataclass: configuration only. It is called with (Scores, Rollouts) and returns Scores; the maths is in
 the pure functions beside it. Class attributes are the protocol of `guerdon.system`: `scope` (row, group or batch), `needs`
-(what rollouts must carry), `centres` (what comes out are advantages), `handles_failure`.
+(what rollouts must carry), `centres` (what comes out are advantages), `accumulates` (over a
+row's later cells: what comes before it stands at ends), `handles_failure`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class LinkBase(Shown):
     scope: ClassVar[Literal["row", "group", "batch"]] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()
     centres: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = False
     handles_failure: ClassVar[bool] = False
 
 

@@ -6,6 +6,7 @@ advantage wants). Spans in characters become tokens through `Rollouts.offsets`, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,12 +15,13 @@ from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, planned_name, source_of
 from guerdon.errors import ChainError
-from guerdon.rewards import Rewards, Scores
+from guerdon.rewards import Kind, Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.segment.placement import to_token_spans
 from guerdon.spans import Spans
 
 Placement = Literal["end", "whole"]
+PLACEMENTS = ("auto", "end", "whole")
 
 
 def place_at_ends(values: Tensor, spans: Spans, valid: Tensor) -> Tensor:
@@ -81,13 +83,21 @@ def _cover(values: Tensor, spans: Spans, lives: Tensor, width: int) -> Tensor:
     return torch.where(covered, value.gather(1, candidate), value.new_zeros(()))
 
 
-def to_tokens(rewards: Rewards, rollouts: Rollouts, placement: Placement = "end") -> Rewards:
-    """One source at token level. See `ToTokens` for what `kind` becomes."""
+def placement_of(kind: Kind) -> Placement:
+    """Where numbers of a kind belong: a reward is earned at the end of its span, a return or an advantage is its every token's."""
+    return "end" if kind == "reward" else "whole"
+
+
+def to_tokens(rewards: Rewards, rollouts: Rollouts, placement: Literal["auto", "end", "whole"] = "auto") -> Rewards:
+    """One source at token level. See `ToTokens` for "auto" and for what `kind` becomes."""
     if rewards.level == "token":
         return rewards
+    placement = placement_of(rewards.kind) if placement == "auto" else placement
     valid = rollouts.mask.to(rewards.values.device)
     spans = to_token_spans(rewards.spans, rollouts)
     place = place_at_ends if placement == "end" else place_on_whole
+    if placement == "end":
+        spans = _ending_with_the_policy(spans, rollouts)
     kind = rewards.kind
     if kind == "reward" and placement == "whole" and rewards.level == "sequence":
         kind = "return"  # every token now holds what an undiscounted suffix sum of the end placement would give it
@@ -96,6 +106,18 @@ def to_tokens(rewards: Rewards, rollouts: Rollouts, placement: Placement = "end"
     return replace(
         Rewards.tokens(place(rewards.values, spans, valid), rollouts, kind), paid=paid, applies=rewards.row_applies
     )
+
+
+def _ending_with_the_policy(spans: Spans, rollouts: Rollouts) -> Spans:
+    """Spans that end with a tool's words end at the policy's last token in them: only there is something trained."""
+    policy = rollouts.policy_mask
+    if policy is None or not policy.shape[1] or bool((policy == rollouts.mask).all()):
+        return spans
+    index = torch.arange(policy.shape[1], device=spans.end.device)
+    own = torch.where(policy.to(index.device), index, -1).cummax(1).values
+    last = own.gather(1, spans.end.clamp(0, policy.shape[1] - 1))
+    inside = (last >= spans.start) & (spans.end < policy.shape[1]) & (spans.end >= 0)
+    return replace(spans, end=torch.where(inside, last, spans.end))
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,18 +129,25 @@ class ToTokens(LinkBase):
 
     Attributes:
         name: the source; None = the only one.
-        placement: "end" or "whole".
+        placement: "end", "whole", or "auto": rewards at ends, returns and advantages on the whole span, because an advantage has no end:
+            at the last token of a completion it would train that token only. Where a later link accumulates over tokens, "auto" is
+            "end" for all of them, and the accumulation spreads.
     """
 
     name: str | None = None
-    placement: Placement = "end"
+    placement: Literal["auto", "end", "whole"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.placement not in ("end", "whole"):
-            raise ChainError(f"placement={self.placement!r}: use 'end' or 'whole'")
+        if self.placement not in PLACEMENTS:
+            raise ChainError(f"placement={self.placement!r}: use 'auto', 'end' or 'whole'")
 
     def plan(self, levels: Levels) -> Levels:
         return {**levels, planned_name(self.name, levels): "token"}
+
+    def settled(self, following: Sequence[object]) -> ToTokens:
+        """This link in a chain: "auto" before a link that accumulates is "end"."""
+        accumulated = any(getattr(link, "accumulates", False) for link in following)
+        return replace(self, placement="end") if self.placement == "auto" and accumulated else self
 
     def __call__(self, scores: Scores, rollouts: Rollouts) -> Scores:
         name = source_of(self.name, scores)
@@ -127,7 +156,8 @@ class ToTokens(LinkBase):
             return scores
         if self.placement == "end" and rewards.kind == "return":
             raise ChainError(f"{name!r} holds returns, which belong on whole spans: ToTokens({name!r}, 'whole')")
-        return scores.with_source(name, to_tokens(rewards, rollouts, self.placement))
+        placement = placement_of(rewards.kind) if self.placement == "auto" else self.placement
+        return scores.with_source(name, to_tokens(rewards, rollouts, placement))
 
 
 @dataclass(frozen=True, repr=False)

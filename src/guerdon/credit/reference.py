@@ -161,7 +161,8 @@ class LengthPenalty:
     len_penalty: float = 0.01
 
     def __call__(self, rewards: Rewards, rollouts: Rollouts) -> Rewards:
-        lengths = rollouts.lengths.to(rewards.values.device)
+        assert rollouts.policy_mask is not None
+        lengths = rollouts.policy_mask.sum(1).to(rewards.values.device)
         values = length_penalised(rewards.values[:, 0], lengths, self.valid_len, self.len_penalty)
         return rewards.with_values(values[:, None])
 

@@ -148,6 +148,7 @@ class BlockedReturns(LinkBase):
 
     scope: ClassVar[Literal["row", "group", "batch"]] = "group"
     centres: ClassVar[bool] = True
+    accumulates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_discount(gamma=self.gamma)

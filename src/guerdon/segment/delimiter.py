@@ -20,7 +20,7 @@ import torch
 
 from guerdon.errors import ConfigError
 from guerdon.rollouts import Rollouts
-from guerdon.segment.placement import last_valid, place
+from guerdon.segment.placement import author_ends, last_valid, place
 from guerdon.segment.text import split_text
 from guerdon.spans import Spans
 
@@ -103,6 +103,8 @@ def _vocabulary_texts(tokenizer: Any) -> list[str]:
 class ByDelimiter:
     """Steps that end with a delimiter; the last step ends where the completion does. They tile the completion.
 
+    A step also ends where a tool begins to write or ends: no step holds words of both.
+
     Attributes:
         tokenizer: gives the separator ids (PURE's rule, needs no offsets). None = look for the delimiter in the text.
         delimiter: the text that ends a step.
@@ -136,7 +138,8 @@ class ByDelimiter:
         mask = rollouts.mask.to(ids.device)
         blank = torch.tensor(blank_ids(self.tokenizer), device=ids.device, dtype=ids.dtype)
         ends = (torch.isin(ids, separators) & mask) | last_valid(mask)
-        return Spans.from_ends(without_blank_steps(ends, mask & ~torch.isin(ids, blank), mask), mask, self.name)
+        ends = without_blank_steps(ends, mask & ~torch.isin(ids, blank), mask) | author_ends(rollouts).to(ids.device)
+        return Spans.from_ends(ends, mask, self.name)
 
 
 def _occurs(tokenizer: Any, delimiter: str) -> bool:

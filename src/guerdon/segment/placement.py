@@ -55,6 +55,42 @@ def to_token_spans(spans: Spans, rollouts: Rollouts) -> Spans:
     return Spans(torch.where(mask, first, 0), torch.where(mask, end, -1), mask, "token", spans.name)
 
 
+def author_ends(rollouts: Rollouts) -> Tensor:
+    """[B, T] bool: the last token of each run of tokens that one side wrote, the policy or the world around it.
+
+    Nowhere in rows of one author. A step never holds words of both, so that it can be paid or left out as a whole.
+    """
+    mask, policy = rollouts.mask, rollouts.policy_mask
+    assert policy is not None
+    if not mask.shape[1]:
+        return mask
+    changes = (policy[:, 1:] != policy[:, :-1]) & mask[:, 1:] & mask[:, :-1]
+    return torch.nn.functional.pad(changes, (0, 1))
+
+
+def written_by_policy(spans: Spans, rollouts: Rollouts) -> Tensor:
+    """[B, S] bool: spans in which the policy wrote something, or that are empty (writing nothing is its doing, too).
+
+    Args:
+        spans: token spans, or character spans of rollouts with offsets.
+    """
+    mask, policy = rollouts.mask.to(spans.mask.device), rollouts.policy_mask
+    assert policy is not None
+    policy = policy.to(mask.device)
+    if bool((policy == mask).all()):
+        return spans.mask
+    places = to_token_spans(spans, rollouts)
+
+    def tokens(of: Tensor) -> Tensor:
+        """[B, S] int64: tokens of a mask within each span."""
+        before = torch.nn.functional.pad(of.long().cumsum(1), (1, 0))
+        start, stop = places.start.clamp(0, of.shape[1]), (places.end + 1).clamp(0, of.shape[1])
+        return before.gather(1, stop) - before.gather(1, start)
+
+    foreign = (places.end >= places.start) & (tokens(mask) > 0) & (tokens(policy & mask) == 0)
+    return spans.mask & ~foreign
+
+
 def tile_tokens(rows: Sequence[Sequence[CharSpan]], rollouts: Rollouts, name: str) -> Spans:
     """Tiling character spans to tiling token spans: every valid token lies in exactly one.
 
@@ -76,7 +112,8 @@ def tile_tokens(rows: Sequence[Sequence[CharSpan]], rollouts: Rollouts, name: st
     end_mask = torch.zeros_like(mask, dtype=torch.long)
     if mask.shape[1]:
         end_mask.scatter_add_(1, last.clamp(min=0), inner.long())
-    return Spans.from_ends((end_mask > 0) | last_valid(mask), mask, name)
+    authors = author_ends(rollouts).to(mask.device)
+    return Spans.from_ends((end_mask > 0) | authors | last_valid(mask), mask, name)
 
 
 def place(rows: Sequence[Sequence[CharSpan]], rollouts: Rollouts, name: str, *, tiling: bool) -> Spans:

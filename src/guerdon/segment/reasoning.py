@@ -142,11 +142,11 @@ class EqualPieces:
             raise ConfigError(f"pieces={self.pieces}: must be at least 1")
 
     def __call__(self, rollouts: Rollouts) -> Spans:
-        parsed = [self.layout.parse(text) for text in rollouts.completions]
+        parsed = [self.layout.parse(text) for text in rollouts.masked_texts]
         if rollouts.completion_ids is not None and rollouts.offsets is not None:
             rows = [self._tokens(rollouts, row, found) for row, found in enumerate(parsed)]
             return Spans.from_lists(rows, unit="token", name=self.name)
-        rows = [self._characters(text, found) for text, found in zip(rollouts.completions, parsed, strict=True)]
+        rows = [self._characters(text, found) for text, found in zip(rollouts.masked_texts, parsed, strict=True)]
         return Spans.from_lists(rows, unit="char", name=self.name)
 
     def _tokens(self, rollouts: Rollouts, row: int, parsed: Parsed) -> list[tuple[int, int]]:

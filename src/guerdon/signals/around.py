@@ -325,7 +325,7 @@ class OnText(Around):
         return f"OnText({self.signal!r}, {getattr(self.part, '__name__', 'function')}, missing={self.missing!r})"
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> Given:
-        parts = [self.part(text) for text in rollouts.completions]
+        parts = [self.part(text) for text in rollouts.last_turns]
         texts = Rollouts(
             rollouts.prompts,
             [part or "" for part in parts],

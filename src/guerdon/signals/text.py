@@ -27,6 +27,8 @@ TOKENS = "#tokens"  # the column a check with `counts_tokens` finds each complet
 class TextSignal:
     """A signal that reads only texts and data columns, one value a row.
 
+    The text of a row is what the policy said last (`Rollouts.last_turns`): never what a tool or a user wrote.
+
     Attributes:
         check: (B completions, {column: B values}) -> B verdicts.
         columns: the data columns it reads.
@@ -60,8 +62,8 @@ class TextSignal:
                 raise CapabilityError(
                     f"{self!r} counts tokens and these rollouts are texts only; use unit='char' or 'word'"
                 )
-            columns[TOKENS] = rollouts.lengths.tolist()
-        verdicts = self._verdicts(rollouts.completions, columns)
+            columns[TOKENS] = rollouts.policy_mask.sum(1).tolist()  # type: ignore[union-attr]
+        verdicts = self._verdicts(rollouts.last_turns, columns)
         return Rewards.sequence(
             [verdict.value for verdict in verdicts], rollouts, [verdict.reason for verdict in verdicts]
         )

@@ -100,12 +100,17 @@ def clip_delta(
         signals["steps"] = _step_signal(prm)
         signed = prm_range == "signed" or (prm_range is None and signals["steps"] is not prm)
         links += [On("steps", Scale(0.5, 0.5))] if signed else []
-        links += [WatchSteps("steps"), *_refined(mode, eta, step_penalty), On("steps", Scale(alpha)), ToTokens("steps")]
+        links += [
+            WatchSteps("steps"),
+            *_refined(mode, eta, step_penalty),
+            On("steps", Scale(alpha)),
+            ToTokens("steps", "end"),
+        ]
     elif mode == "or":
         signals["steps"] = orm
-        links += [On("steps", Scale(alpha)), ToTokens("steps")]
+        links += [On("steps", Scale(alpha)), ToTokens("steps", "end")]
     signals["answer"] = verifier
-    links += [On("answer", Scale(beta)), ToTokens("answer")]
+    links += [On("answer", Scale(beta)), ToTokens("answer", "end")]
     name = "answer"
     if "steps" in signals:
         name = "credit"

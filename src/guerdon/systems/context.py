@@ -42,7 +42,7 @@ class TaskReward:
             {"prompt": prompt, **row}
             for prompt, row in zip(rollouts.prompts, rows or [{}] * len(rollouts), strict=True)
         ]
-        verdicts = self.task.true_success(rollouts.completions, rows)
+        verdicts = self.task.true_success(rollouts.last_turns, rows)
         return Rewards.sequence([v.value for v in verdicts], rollouts, [v.reason or None for v in verdicts])
 
     def __repr__(self) -> str:

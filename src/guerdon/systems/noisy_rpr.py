@@ -139,7 +139,7 @@ def rpr_calibrated(
 def _carried(name: str, carrier: str) -> list[Any]:
     """From one reward a completion to advantages."""
     if carrier == "ppo":
-        return [ToTokens(name), GAE(name, 1.0, 1.0), Whiten(name)]
+        return [ToTokens(name, "end"), GAE(name, 1.0, 1.0), Whiten(name)]
     if carrier not in ("group_mean", "grpo"):
         raise ConfigError(f"carrier={carrier!r}: use group_mean, grpo or ppo")
     norm = GroupNorm(name, std=None) if carrier == "group_mean" else GroupNorm(name)
@@ -150,7 +150,7 @@ def _without_answer(answer: Extract) -> Any:
     rule = extractor(answer)
 
     def without_answer(rollouts: Rollouts) -> list[bool]:
-        return [not rule(text) for text in rollouts.completions]
+        return [not rule(text) for text in rollouts.last_turns]
 
     return without_answer
 

@@ -55,7 +55,7 @@ def reinforce_pp(*, verifier: Any, kl_coef: float = 0.01, group_mean: bool = Fal
     """
     centre = [GroupNorm("answer", std=None)] if group_mean else []
     penalty = [KLPenalty("answer", kl_coef, "k1", clamp=None)] if kl_coef else []
-    chain = [*centre, ToTokens("answer"), *penalty, Accumulate("answer"), Whiten("answer")]
+    chain = [*centre, ToTokens("answer", "end"), *penalty, Accumulate("answer"), Whiten("answer")]
     models = {"reference": Model("policy", "phase_start")} if kl_coef else {}
     return System({"answer": verifier}, chain, models=models, name="reinforce_pp")
 

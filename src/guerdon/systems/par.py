@@ -129,7 +129,7 @@ def par(
         chain += [norm, ToTokens("rm", "whole")]
     else:
         chain += [
-            ToTokens("rm"),
+            ToTokens("rm", "end"),
             KLPenalty("rm", kl_coef, "k1", clamp=None),
             GAE("rm", gamma, lam),
             Whiten("rm", std="population"),

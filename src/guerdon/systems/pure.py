@@ -151,9 +151,9 @@ def _verl(
     padded_length: int | None,
 ) -> list[Any]:
     name, join = _joined(steps, answer)
-    placed: list[Any] = [ToTokens("steps")] if steps else []
+    placed: list[Any] = [ToTokens("steps", "end")] if steps else []
     if answer:
-        placed += [On("answer", Scale(verifier_coef)), ToTokens("answer")]
+        placed += [On("answer", Scale(verifier_coef)), ToTokens("answer", "end")]
     return [
         *placed,
         *join,
@@ -175,12 +175,12 @@ def _openrlhf(
 ) -> list[Any]:
     name, join = _joined(steps, answer)
     kind: Literal["per_token", "per_step"] = "per_token" if baseline == "openrlhf_token" else "per_step"
-    placed: list[Any] = [LeaveOneOut("steps", kind, singleton="raw"), ToTokens("steps")] if steps else []
+    placed: list[Any] = [LeaveOneOut("steps", kind, singleton="raw"), ToTokens("steps", "end")] if steps else []
     if answer:  # solved in {0, 1} becomes {-1, 0}; leave-one-out is linear, so the coefficient may come first
         placed += [
             On("answer", Scale(verifier_coef, -verifier_coef)),
             LeaveOneOut("answer", singleton="raw"),
-            ToTokens("answer"),
+            ToTokens("answer", "end"),
         ]
     return [
         *placed,

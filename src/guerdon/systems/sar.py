@@ -154,7 +154,7 @@ def _credit(
     if extra is not None:
         live, links = "reward", [Fuse("answer", extra, weights=weights, into="reward")]
     if carrier == "ppo":
-        return [*links, ToTokens(live), GAE(live, gamma, lam), Whiten(live)]
+        return [*links, ToTokens(live, "end"), GAE(live, gamma, lam), Whiten(live)]
     return [*links, GroupNorm(live, std=std, eps=1e-6, singleton="raw"), ToTokens(live, "whole")]
 
 

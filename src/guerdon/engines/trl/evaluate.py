@@ -207,7 +207,7 @@ class Evaluator(TrainerCallback):
     def _measure_truth(self, rollouts: Rollouts) -> tuple[Tensor | None, list[str]]:
         if self.truth is None:
             return None, []
-        return B.read_truth(self.truth(rollouts.completions, B.rows_of(rollouts)), len(rollouts))
+        return B.read_truth(self.truth(rollouts.last_turns, B.rows_of(rollouts)), len(rollouts))
 
     def _numbers(self, rollouts: Rollouts, truth: Tensor | None) -> dict[str, Any]:
         """Of the rollouts that are the same whatever the system."""

@@ -46,7 +46,7 @@ class CreditTrainer(ResumableTrainer):
             environment_factory: as TRL has them.
         callbacks: transformers callbacks.
         truth: (completions, rows) -> one number, or (value, reason), for each completion: true success, logged as "true" and
-            never trained on. NaN = the verifier failed.
+            never trained on. NaN = the verifier failed. Of several turns it sees what the policy said last.
         monitors: called with the global (Rollouts, Scores) of every training generation, returning numbers for the log;
             `Evaluator`s belong here too.
         rollout_log: which rollouts go to `rollouts.jsonl`.
@@ -242,7 +242,7 @@ class CreditTrainer(ResumableTrainer):
         if self.truth is None:
             return None, []
         with self.forked(local.clock, "truth"):
-            answers = self.truth(local.completions, B.rows_of(local))
+            answers = self.truth(local.last_turns, B.rows_of(local))
         values, reasons = B.read_truth(answers, len(local))
         self._log_completion_extra("true", values.tolist())
         if self.accelerator.num_processes == 1:

@@ -57,7 +57,7 @@ def vote_in_groups(
     rows: dict[int, list[int]] = {}
     for row, group in enumerate(rollouts.groups.tolist()):
         rows.setdefault(group, []).append(row)
-    answers = [extract(text) for text in rollouts.completions]
+    answers = [extract(text) for text in rollouts.last_turns]
     return {
         group: weighted_vote([answers[row] for row in members], [column[row] for row in members])
         for group, members in rows.items()

@@ -197,7 +197,7 @@ class SemanticAgreement:
         self._answer = (lambda text: text) if self.extract is None else answer_rule(self.extract)
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
-        answers = [self._answer(text) for text in rollouts.completions]
+        answers = [self._answer(text) for text in rollouts.last_turns]
         groups = rollouts.groups.cpu()
         correct = scores[self.by].values[:, 0].cpu() if self.peers == "same_outcome" else None
         values = torch.zeros(len(rollouts), dtype=torch.float64)

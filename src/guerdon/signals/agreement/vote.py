@@ -143,7 +143,7 @@ class SameViewVote(Vote):
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> dict[str, Rewards]:
         known: dict[str, int] = {}
-        codes = answer_codes([self.answer(text) for text in rollouts.completions], known)
+        codes = answer_codes([self.answer(text) for text in rollouts.last_turns], known)
         names, group = torch.unique(rollouts.groups.cpu(), return_inverse=True)
         votes = majority(codes, group, len(names))
         return self.rewards(rollouts, codes, Labels(*(values[group] for values in votes)), known)
@@ -171,7 +171,7 @@ class CrossViewVote(Vote):
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> dict[str, Rewards]:
         known: dict[str, int] = {}
-        codes = answer_codes([self.answer(text) for text in rollouts.completions], known)
+        codes = answer_codes([self.answer(text) for text in rollouts.last_turns], known)
         questions, views = rollouts.column(self.question), rollouts.column(self.view)
         labels = cross_labels(codes, _numbered(questions), _numbered(views))
         found = self.rewards(rollouts, codes, labels, known)

@@ -123,7 +123,7 @@ class Conciseness:
                 raise ConfigError(f"{self!r} reads the source {self.by!r}: put it after that one, or say by=None")
             applies = (scores[self.by].filled()[:, 0] > 0).cpu()
         values = torch.full((len(rollouts),), LOWEST)
-        written = torch.tensor([bool(text.strip()) for text in rollouts.completions], dtype=torch.bool)
+        written = torch.tensor([bool(text.strip()) for text in rollouts.policy_texts], dtype=torch.bool)
         rows = (applies & written).nonzero()[:, 0].tolist()
         reasons = {row: "the completion is empty" for row in (applies & ~written).nonzero()[:, 0].tolist()}
         if rows:
@@ -144,7 +144,7 @@ class Conciseness:
         questions = rollouts.column(self.question) if self.question is not None else rollouts.prompts
         prompts = [
             conciseness_prompt(question, text, self.template or TEMPLATE)
-            for question, text in zip(questions, rollouts.completions, strict=True)
+            for question, text in zip(questions, rollouts.policy_texts, strict=True)
         ]
         return ask_scores(model, prompts, unreadable=self.unreadable, max_tokens=self.max_tokens)
 

@@ -25,6 +25,7 @@ from guerdon.errors import CapabilityError, ConfigError
 from guerdon.lm.vocabulary import VocabularyCheck
 from guerdon.rewards import Reasons, Rewards, Scores
 from guerdon.rollouts import Rollouts
+from guerdon.segment.placement import written_by_policy
 from guerdon.signals.learned.conventions import Convention, good_label
 from guerdon.signals.learned.heads import label_count, load_reward_model
 from guerdon.signals.learned.layouts import PrmInput, pad_rows, place_steps, single_token_id
@@ -154,6 +155,8 @@ class StepClassifier:
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards:
         model, tokenizer = self.load()
         spans = rollouts.segment(self.level)
+        # What a tool wrote is context: its steps are read and never scored.
+        spans = replace(spans, mask=written_by_policy(spans, rollouts))
         spans, reasons = self._steps(rollouts, spans)
         lowest = torch.zeros_like(spans.mask)
         for cell in reasons:

@@ -38,6 +38,8 @@ class RewardModel:
     device, dtype: where the model goes; None = as it comes.
     options: further keyword arguments of `from_pretrained`.
 
+    Of a completion with tool output the model sees what the policy wrote.
+
     A completion beyond the model's context is scored at the last token that fits, with the reason: its length is the policy's
     doing. A prompt that does not fit gives NaN. Loaded on first use; eval mode, no gradients, random state untouched.
 
@@ -132,14 +134,16 @@ class RewardModel:
         if self.retokenize or not given or ids is None or prompts is None or mask is None:
             return self._encode_text(rollouts, pad_id)
         self._vocabulary.require_same(rollouts, f"{self!r} needs retokenize=True to read the text instead")
+        own = rollouts.policy_mask  # the score is paid to the policy, and what a tool wrote is not its doing
+        assert own is not None
         no_steps = ids.new_full((len(rollouts), 0), -1)
-        built = rebuild_prm_input(prompts, mask, ids, rollouts.mask, no_steps, pad_id, pad_id)
+        built = rebuild_prm_input(prompts, mask, ids, own, no_steps, pad_id, pad_id)
         return built._replace(positions=built.mask.sum(1, keepdim=True) - 1)
 
     def _encode_text(self, rollouts: Rollouts, pad_id: int) -> PrmInput:
         assert self._read_as is not None
         rows, places, lengths = [], [], []
-        for prompt, completion in zip(rollouts.prompts, rollouts.completions, strict=True):
+        for prompt, completion in zip(rollouts.prompts, rollouts.policy_texts, strict=True):
             if self._read_as.layout == "turns":
                 placed = place_steps(self._tokenizer, self._read_as, prompt, [completion])
                 row, place = placed.ids, placed.positions[0]

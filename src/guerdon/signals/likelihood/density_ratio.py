@@ -192,7 +192,7 @@ class DensityRatio:
         ratio = sums["strong"] - sums["weak"]
         if self.reduction == "mean":
             ratio = ratio / tokens.double().clamp(min=1)
-        missing = [sum(text not in response for text in self.required) for response in rollouts.completions]
+        missing = [sum(text not in response for text in self.required) for response in rollouts.policy_texts]
         ratio = ratio - self.penalty * torch.tensor(missing, dtype=torch.float64)
         columns = {"ratio": ratio, **sums}
         for column in columns.values():
@@ -209,7 +209,7 @@ class DensityRatio:
             prompts, _ = self.customise(prompts, given)
         known: dict[str, str] = {}
         found = []
-        for prompt, response in zip(prompts, rollouts.completions, strict=True):
+        for prompt, response in zip(prompts, rollouts.policy_texts, strict=True):
             before, after = formatted(tokenizer, prompt, response, "" if self.end == "auto" else self.end)
             if self.max_prompt_tokens is not None:
                 if before not in known:

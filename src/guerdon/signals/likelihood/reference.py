@@ -136,7 +136,7 @@ class ReferenceScorer:
         missing: dict[int, str] = {}
         asked: list[tuple[int, Splice]] = []
         ends = [len(text) + 1 for text in rollouts.completions]  # one more: the end-of-sequence token, too
-        for row, (cell, response) in enumerate(zip(rollouts.column(self.column), rollouts.completions, strict=True)):
+        for row, (cell, response) in enumerate(zip(rollouts.column(self.column), rollouts.masked_texts, strict=True)):
             references = references_of(cell)
             cut = self.truncated == "fail" and rollouts.finished is not None and not bool(rollouts.finished[row])
             splices = [self.splice(response, reference) for reference in references]
