@@ -234,7 +234,8 @@ def test_cancelled_call_does_not_send_what_queues(server, client):
 
     async def main():
         task = asyncio.create_task(model.achat([f"p{i}" for i in range(50)]))
-        await asyncio.sleep(0.15)
+        while server.count < 2:  # both places are taken
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -26,6 +26,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -289,7 +290,8 @@ class RemoteModel:
                 self._refused = failure.reason
             after = f" (after {tries} tries)" if tries > 1 else ""
             reason = f"{self.model}: {failure.reason}{after}"
-            return Reply(None, reason, attempts=tries, retryable=failure.retryable, paid=failure.paid, **failure.usage)
+            reply = Reply(None, reason, attempts=tries, retryable=failure.retryable, paid=failure.paid)
+            return replace(reply, **failure.usage)  # type: ignore[arg-type]
         return answers.with_attempts(reply, tries)
 
     async def _send(self, client: Any, kind: str, body: dict[str, Any]) -> Reply:

@@ -224,7 +224,7 @@ class TRLRewardModel(RewardModel):
         self._template = template
         if isinstance(source, torch.nn.Module) and tokenizer is None:
             tokenizer = _tokenizer_beside(source)
-        super().__init__(source, tokenizer=tokenizer, retokenize=True, options=options)
+        super().__init__(source, tokenizer=tokenizer, convention="sequence", retokenize=True, options=options)
         path = source if isinstance(source, str) else source.config._name_or_path
         self.name = str(path).rstrip("/").split("/")[-1] or type(source).__name__
 
