@@ -16,7 +16,7 @@ from guerdon.errors import ChainError
 
 DECLARATIONS = (
     "scope", "needs", "level", "plan", "centres", "init_state", "update", "update_at", "roles", "bind", "handles_failure",
-    "state_dict", "load_state_dict", "asked", "relative", "prepare", "version", "diagnostic",
+    "state_dict", "load_state_dict", "asked", "relative", "prepare", "version", "diagnostic", "to", "writes",
 )  # fmt: skip
 _WRONG_FORMS = {
     "scopes": "scope", "need": "needs", "requires": "needs", "levels": "level", "plans": "plan", "centre": "centres", "center": "centres",

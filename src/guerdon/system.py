@@ -316,6 +316,16 @@ class System:
             if role in getattr(part, "roles", ()):
                 part.bind(role, instrument)
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> System:
+        """Place every part that has models of its own and declares `to(device, dtype)`: an engine puts them where the policy is.
+
+        What is not loaded yet goes there when it is; a device or dtype the caller gave a part stays. dtype None = as they are.
+        """
+        for part in self.parts():
+            if callable(getattr(part, "to", None)):
+                part.to(torch.device(device), dtype)
+        return self
+
     def update(self, rollouts: Rollouts, scores: Scores, at: UpdateAt) -> dict[str, float]:
         """Let the parts that learn online do so; returns their metrics, prefixed with their names."""
         metrics: dict[str, float] = {}

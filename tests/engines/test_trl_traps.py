@@ -138,7 +138,7 @@ def test_lora_policy_is_measured_without_dropout_and_its_reference_without_adapt
 ) -> None:
     from peft import LoraConfig
 
-    lora = LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.5, task_type="CAUSAL_LM", init_lora_weights=False)
+    lora = LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.5, task_type="CAUSAL_LM")
     signal = Confident()
     system = System({"confident": signal}, [GroupNorm("confident"), ToTokens("confident", "whole")])
     seen: list[Any] = []
@@ -161,8 +161,10 @@ def test_lora_policy_is_measured_without_dropout_and_its_reference_without_adapt
     trainer.training_step = watched  # type: ignore[method-assign]
     trainer.train()
     assert signal.modes == [False, False] and modes == [True, True]
-    base = completion_logprobs(LocalModel(policy_path), seen[0], 0.7)
-    assert torch.allclose(seen[0].logprob("reference").values, base, atol=1e-4)
+    assert len(seen) == 2
+    for rollouts in seen:
+        base = completion_logprobs(LocalModel(policy_path), rollouts, 0.7)
+        assert torch.allclose(rollouts.logprob("reference").values, base, atol=1e-4)
 
 
 # -- 2: the reference -----------------------------------------------------------------------------------------------------------

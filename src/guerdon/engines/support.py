@@ -65,6 +65,8 @@ TRL_LIMITS = {
     "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen, copies them at the start of a phase, or moves them with the policy (ema, every:N)",
     "moving_adapter": "models[{role!r}] has refresh={refresh!r} and the policy is trained by an adapter: an average of adapters is not the adapter of an average; train all weights",
     "moving_sharded": "models[{role!r}] has refresh={refresh!r}, which averages whole weights, and FSDP or ZeRO-3 leaves none whole: use DDP",
+    "adapter_reference": "the policy's {kind} adapter changes the base already, so the policy it began as needs a frozen copy of the adapter, and it cannot be there "
+    "twice ({why}): merge it into the base (merge_and_unload) and train a new one, or name a reference, System(models={{'reference': Model('path')}})",
     "reference_missing": "logprobs.reference is needed and there is no reference: name one (System(models={'reference': Model('path')})), train LoRA (the policy without its adapter) or set beta > 0",
     "values": "the system needs a critic's values, and TRL 1.16 has no trainer with a critic: give rollouts that carry values to the system directly, or choose a system without GAE",
     "together_columns": "parts ask for rows of equal {columns} in one batch: one sampler can keep the rows of one column together",

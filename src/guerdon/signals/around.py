@@ -25,6 +25,8 @@ from guerdon.system import SCOPES, Scope, needs_of, scope_of
 
 Given = Rewards | Mapping[str, Rewards] | Scored
 _HANDED_ON = (
+    "to",
+    "writes",
     "scope",
     "needs",
     "level",
@@ -232,6 +234,17 @@ class Route:
         return replace(
             rewards, values=values, spans=replace(rewards.spans, mask=mask), reasons={**rewards.reasons, **reasons}
         )
+
+    def to(self, device: Any, dtype: Any = None) -> None:
+        """Place the models of the routes that have some."""
+        for signal in self.routes.values():
+            if callable(getattr(signal, "to", None)):
+                signal.to(device, dtype)
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Roles whose models a route changes."""
+        return tuple(dict.fromkeys(role for signal in self.routes.values() for role in getattr(signal, "writes", ())))
 
     def bind(self, role: str, instrument: Any) -> None:
         """Hand a model to the routes that ask for the role."""

@@ -115,6 +115,13 @@ class SentenceEmbedder:
     def __repr__(self) -> str:
         return f"SentenceEmbedder({self.source!r})"
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
+        """Place the model, now or when it is loaded, unless the caller said where; it stays float32."""
+        chosen = self.__dict__.setdefault("_chosen", self._device)
+        self._device = torch.device(device if chosen is None else chosen)
+        if self._model is not None:
+            self._model.to(self._device)
+
     def load(self) -> Any:
         """The sentence-transformers model. Raises ImportError with the `pip install` that is missing."""
         if self._model is None:
@@ -211,7 +218,7 @@ def EmbeddingSimilarity(
         ]
 
     settings = f"reference={reference!r}, embed={vectors_of!r}, extract={extract!r}, threshold={threshold!r}"
-    return TextSignal(check, (reference,), "embedding_similarity", settings)
+    return TextSignal(check, (reference,), "embedding_similarity", settings, model=vectors_of)
 
 
 def _similarity(answer: Tensor, references: Sequence[Tensor], threshold: float | None) -> Verdict:

@@ -89,6 +89,11 @@ class RewardFunction:
     def __repr__(self) -> str:
         return f"RewardFunction({self.name!r})"
 
+    def to(self, device: Any, dtype: Any = None) -> None:
+        """Place the model, where there is one."""
+        if self._model is not None:
+            self._model.to(device, dtype)
+
     def bind(self, role: str, instrument: Callable[[], Any]) -> None:
         """Take the trainer's state, as a function that gives the current one."""
         self._state = instrument

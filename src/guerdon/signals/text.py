@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from guerdon.errors import CapabilityError
@@ -35,6 +35,7 @@ class TextSignal:
         name: shown in logs.
         settings: its options, shown when a System is printed.
         counts_tokens: also wants the completions' token counts, as column `TOKENS`.
+        model: what it asks, where that can be placed on a device.
     """
 
     check: BatchCheck
@@ -42,12 +43,18 @@ class TextSignal:
     name: str = "text"
     settings: str = ""
     counts_tokens: bool = False
+    model: Any = field(default=None, repr=False, compare=False)
     scope: ClassVar[str] = "row"
     needs: ClassVar[frozenset[str]] = frozenset()
     level: ClassVar[str] = "sequence"
 
     def __repr__(self) -> str:
         return f"{self.name}({self.settings})"
+
+    def to(self, device: Any, dtype: Any = None) -> None:
+        """Place the model, where there is one that can be."""
+        if callable(getattr(self.model, "to", None)):
+            self.model.to(device, dtype)
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards:
         """Score a batch.

@@ -15,7 +15,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,11 +22,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from guerdon.engines.trl import batch as B
-from guerdon.engines.trl.instruments import completion_logprobs, frozen_copy
+from guerdon.engines.trl.instruments import completion_logprobs
 from guerdon.engines.trl.runlog import EVAL, ROLLOUTS, rollout_records
 from guerdon.engines.trl.together import column_of, together_column, units_of
 from guerdon.errors import CapabilityError, ConfigError
-from guerdon.lm.local import LocalModel
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts, concat_rollouts
 from guerdon.system import System
@@ -49,7 +47,8 @@ class Evaluator(TrainerCallback):
         temperature, max_new_tokens: default the trainer's.
         group_size: rollouts of a prompt that the reward needs: default 1 where the reward of a row needs that row alone, the trainer's
             num_generations for others. Above 1, the reward is measured on as many rollouts again, samples / group_size groups.
-        initial_policy: what KL is measured against: a path, a model, or None = a copy of the policy as the trainer gets it.
+        initial_policy: what KL is measured against: a path, a model, or None = the policy as the trainer gets it, which is no second
+            model where the trainer has it anyway (a reference, adapters).
         kl: False = no KL, and no second model in memory.
         batch_size: rollouts sampled together.
         log_rollouts: groups of each measurement that go to rollouts.jsonl, as split "held_out".
@@ -86,10 +85,10 @@ class Evaluator(TrainerCallback):
 
     # -- around the trainer ----------------------------------------------------------------------------------------------
 
-    def before_trainer(self, model: Any) -> None:
-        """Keep the policy as it starts. Called before TRL patches it: a later copy would follow the trained weights."""
-        if self.kl and self._initial is None:
-            self._initial = frozen_copy(model)
+    @property
+    def wants_initial_policy(self) -> bool:
+        """Whether it will ask the trainer for the policy as it began, which may have to be copied before the trainer has it."""
+        return self.kl and self._initial is None
 
     def attach(self, trainer: CreditTrainer) -> None:
         if trainer.environment_factories is not None:
@@ -106,10 +105,9 @@ class Evaluator(TrainerCallback):
             units = units_of(column_of(self.rows, column), column)
             self.rows, self._unit = [self.rows[row] for unit in units for row in unit], len(units[0])
         self.group_size = self.group_size or (1 if self.system.reward_scope() == "row" else trainer.num_generations)
-        if self.kl and not isinstance(self._initial, LocalModel):
-            named = isinstance(self._initial, (str, Path))
-            self._initial = LocalModel(self._initial) if named else LocalModel(self._initial, trainer._tokenizer)
-            self._initial.model.to(trainer.accelerator.device).eval().requires_grad_(False)
+        if self.kl:
+            instruments = trainer.instruments
+            self._initial = instruments.as_it_began() if self._initial is None else instruments.frozen(self._initial)
         trainer.add_callback(self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,16 +1,17 @@
 """The models a system asks for by role, made ready beside a trainer.
 
 "policy" is the live policy, unwrapped, read in eval mode with everything restored afterwards (`guerdon.lm.forward.instrument`).
-"reference" is, in this order: the system's own `models["reference"]`, the reference TRL loaded (beta), or the policy without
-its LoRA adapter. Other roles are the system's.
+"reference" is, in this order: the system's own `models["reference"]`, the reference TRL loaded (beta), or what an adapter policy
+began as (`initial`). Other roles are the system's. No model is there twice: roles that stay as the policy began share one
+instrument, with each other, with the evaluator and with TRL's KL term, and a path is loaded once.
 
-Role models are made BEFORE the trainer exists: TRL binds the policy's forward to a closure over the original weights.
+Copies of an object are made BEFORE the trainer exists: TRL binds the policy's forward to a closure over the original weights.
 """
 
 from __future__ import annotations
 
-import copy
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from guerdon.engines.trl.initial import InitialPolicy, frozen_copy, load_like_policy, weights_dtype
 from guerdon.engines.trl.moving import Moving
 from guerdon.errors import DataError
-from guerdon.lm.forward import instrument
+from guerdon.lm.forward import instrument, mixed_precision
 from guerdon.lm.local import LocalModel
 from guerdon.rollouts import LogProbs, Rollouts
 from guerdon.system import TRAINER_STATE, System
 
 if TYPE_CHECKING:
     from guerdon.engines.trl.trainer import CreditTrainer
-
-
-def frozen_copy(model: Any) -> Any:
-    """A copy of a policy (object) or a path as it is: something that stays as the policy is now."""
-    return model if isinstance(model, (str, Path)) else copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def completion_logprobs(model: LocalModel, rollouts: Rollouts, temperature: float) -> Tensor:
@@ -59,31 +56,52 @@ class Instruments:
     Args:
         system: whose `models` are loaded ("policy" as a source = a copy of the policy as it starts).
         policy: what the trainer will be given, untouched so far.
+        args: the trainer's configuration.
+        adapters: whether the policy is trained by adapters.
+        initial: whether somebody else, an evaluator, will ask for the policy as it began.
     """
 
-    def __init__(self, system: System, policy: Any) -> None:
+    def __init__(self, system: System, policy: Any, args: Any, *, adapters: bool, initial: bool = False) -> None:
         self.system = system
-        sources = {role: frozen_copy(policy) if m.source == "policy" else m.source for role, m in system.models.items()}
-        self._models = {role: LocalModel(s) if isinstance(s, (str, Path)) else s for role, s in sources.items()}
+        written = {role for part in system.parts() for role in getattr(part, "writes", ())}
+        # A role whose model stays as the policy began needs no model of its own.
+        self._began = {
+            role
+            for role, model in system.models.items()
+            if model.source == "policy" and not model.moves and role not in written
+        }
+        wanted = initial or bool(self._began) or "logprobs.reference" in system.needs
+        self.initial = InitialPolicy(policy, args, wanted=wanted, adapters=adapters)
+        # A role whose model is written to has one of its own, whatever else comes from the same place.
+        self._own = {
+            role: frozen_copy(policy) if model.source == "policy" else model.source
+            for role, model in system.models.items()
+            if role not in self._began and (model.moves or role in written)
+        }
+        self._models: dict[str, LocalModel] = {}
+        self._loaded: dict[str, LocalModel] = {}
         self._bound: list[str] = []
         self.moving: list[Moving] = []
 
     def attach(self, trainer: CreditTrainer) -> None:
-        """Take the trainer's policy and hand every part the roles it asks for."""
-        device, tokenizer = trainer.accelerator.device, trainer._tokenizer
-        for role, model in self._models.items():
-            if isinstance(model, nn.Module):
-                model = self._models[role] = LocalModel(model, tokenizer)
-            if isinstance(model, LocalModel):
-                model.model.to(device).eval().requires_grad_(False)
-        self.policy = LocalModel(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+        """Take the trainer's policy, place the learned parts beside it, and hand every part the roles it asks for."""
+        self._trainer = trainer
+        self.policy = LocalModel(trainer.accelerator.unwrap_model(trainer.model), trainer._tokenizer)
+        self.dtype = weights_dtype(self.policy.model)
+        self.autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.accelerator.mixed_precision)
+        self.system.to(trainer.accelerator.device, self.dtype)
+        for role, model in self.system.models.items():
+            if role in self._own:
+                self._models[role] = self._placed(self._own[role])
+            else:
+                self._models[role] = self.as_it_began() if role in self._began else self.frozen(model.source)
         named = self.system.models.get("reference")
         if trainer.ref_model is not None and named is not None and named.moves:
             # One model in both places: the KL term's reference moves too.
-            self._models["reference"] = LocalModel(trainer.accelerator.unwrap_model(trainer.ref_model), tokenizer)
-        self._reference = self._models.get("reference")
-        if self._reference is None and trainer.ref_model is not None:
-            self._reference = LocalModel(trainer.accelerator.unwrap_model(trainer.ref_model), tokenizer)
+            self._models["reference"] = LocalModel(
+                trainer.accelerator.unwrap_model(trainer.ref_model), trainer._tokenizer
+            )
+        self._reference = self._models.get("reference") or self._default_reference(trainer)
         self.moving = [
             Moving(role, model, self._models[role].model, self.policy.model)
             for role, model in self.system.models.items()
@@ -96,10 +114,43 @@ class Instruments:
             self.system.bind(TRAINER_STATE, lambda: trainer.state)  # TRL replaces the object when training begins
         self._bound = sorted(roles - {TRAINER_STATE})
         for role in self._bound:
-            if role == "reference" and self._reference is None:
-                self.system.bind(role, AdapterOff(self.policy))
-            else:
-                self.system.bind(role, self.by_role[role])
+            self.system.bind(role, self.by_role[role])
+
+    def _default_reference(self, trainer: CreditTrainer) -> LocalModel | None:
+        """What "reference" means where the system names none: TRL's, or what an adapter began as."""
+        if trainer.ref_model is not None:
+            return LocalModel(trainer.accelerator.unwrap_model(trainer.ref_model), trainer._tokenizer)
+        if not hasattr(self.policy.model, "peft_config"):
+            return None
+        asked = {"reference", "logprobs.reference"} & self.system.needs
+        asked |= {role for part in self.system.parts() for role in getattr(part, "roles", ()) if role == "reference"}
+        return self.as_it_began() if asked or trainer.beta else None
+
+    def as_it_began(self) -> LocalModel:
+        """The policy the run began with, one instrument for all who ask (`initial.InitialPolicy`)."""
+        return self.initial.instrument(self._trainer, self.policy)
+
+    def frozen(self, source: Any) -> LocalModel:
+        """A model that stays as it is, by its source: a path is loaded once whoever asks, in the policy's dtype, on its device."""
+        if self.initial.is_policy(source):
+            return self.as_it_began()
+        if not isinstance(source, str | Path):
+            return self._placed(source)
+        if str(source) not in self._loaded:
+            self._loaded[str(source)] = self._placed(source)
+        return self._loaded[str(source)]
+
+    def _placed(self, source: Any) -> Any:
+        """An instrument of a path, a module or a LocalModel, on the policy's device; anything else (an endpoint) as it is."""
+        trainer = self._trainer
+        if self.initial.is_policy(source):
+            source = load_like_policy(source, trainer, self.dtype)
+        if isinstance(source, str | Path):
+            source = LocalModel(source, dtype=self.dtype, device=trainer.accelerator.device)
+        model = LocalModel(source, trainer._tokenizer) if isinstance(source, nn.Module) else source
+        if isinstance(model, LocalModel):
+            model.model.to(trainer.accelerator.device).eval().requires_grad_(False)
+        return model
 
     def move(self, step: int, total: int | None) -> dict[str, float]:
         """Move the models that follow the policy, before the generation of optimiser step `step` (from 1); returns the rates."""
@@ -121,13 +172,23 @@ class Instruments:
 
         Nothing is changed where no part was handed a model, because then no part can run the policy.
         """
-        if not self._bound:
-            return nullcontext()
-        return instrument(self.policy.model, use_cache=True, grad=True)
+        return self._precisely(
+            instrument(self.policy.model, use_cache=True, grad=True) if self._bound else nullcontext()
+        )
 
     def sampling(self) -> AbstractContextManager[None]:
         """The live policy fit for sampling: eval mode, checkpointing off, cache on; no gradients."""
-        return instrument(self.policy.model, use_cache=True)
+        return self._precisely(instrument(self.policy.model, use_cache=True))
+
+    def learning(self) -> AbstractContextManager[None]:
+        """Where objectives run: the policy as the trainer has it, instruments under the trainer's autocast."""
+        return mixed_precision(self.autocast)
+
+    @contextmanager
+    def _precisely(self, inner: AbstractContextManager[None]) -> Iterator[None]:
+        """`inner`, with every instrument in it under the trainer's autocast."""
+        with mixed_precision(self.autocast), inner:
+            yield
 
     def with_logprobs(self, rollouts: Rollouts, temperature: float) -> Rollouts:
         """The rollouts with the log-probabilities the system needs, at the sampling temperature."""
@@ -136,39 +197,7 @@ class Instruments:
             prefix, _, role = need.partition(".")
             if prefix != "logprobs" or role in found:
                 continue
-            model, context = self._read(role)
-            with context:
-                found[role] = LogProbs(completion_logprobs(model, rollouts, temperature), temperature)
+            # "old" is the policy that sampled: nothing has been trained since.
+            model = self.policy if role == "old" else self.by_role[role]
+            found[role] = LogProbs(completion_logprobs(model, rollouts, temperature), temperature)
         return replace(rollouts, logprobs=found)
-
-    def _read(self, role: str) -> tuple[LocalModel, AbstractContextManager[Any]]:
-        if role == "old":  # the policy that sampled: nothing has been trained since
-            return self.policy, nullcontext()
-        if role == "reference" and self._reference is None:
-            return self.policy, without_adapter(self.policy.model)
-        return self.by_role[role], nullcontext()
-
-
-def without_adapter(model: Any) -> AbstractContextManager[Any]:
-    """A LoRA policy as its own reference: the copy TRL keeps of an adapter that was there before (beta), else no adapter."""
-    from trl.trainer.utils import use_adapter
-
-    return use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None)
-
-
-class AdapterOff:
-    """The policy as its own reference, as an instrument: every method of the policy's, run `without_adapter`."""
-
-    def __init__(self, policy: LocalModel) -> None:
-        self._policy = policy
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._policy, name)
-        if not callable(found):
-            return found
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with without_adapter(self._policy.model):
-                return found(*args, **kwargs)
-
-        return call

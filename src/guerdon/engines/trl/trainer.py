@@ -22,6 +22,7 @@ from guerdon.engines.support import limit
 from guerdon.engines.trl import batch as B
 from guerdon.engines.trl import compat
 from guerdon.engines.trl.callbacks import StepHooks
+from guerdon.engines.trl.initial import plain_init
 from guerdon.engines.trl.instruments import Instruments
 from guerdon.engines.trl.resumable import ResumableTrainer
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
@@ -90,21 +91,24 @@ class CreditTrainer(ResumableTrainer):
         self.system, self.truth, self.monitors = system, truth, list(monitors)
         self.rollout_log = rollout_log or RolloutLog()
         self._source_names = source_names(system)
-        self.instruments = Instruments(system, model)  # before TRL patches the policy
+        initial = any(getattr(monitor, "wants_initial_policy", False) for monitor in self.monitors)
+        # Before TRL patches the policy.
+        self.instruments = Instruments(system, model, args, adapters=peft, initial=initial)
         for monitor in self.monitors:
             if hasattr(monitor, "before_trainer"):
                 monitor.before_trainer(model)
-        super().__init__(
-            model=model,
-            reward_funcs=list(map(_placeholder, self._source_names)),
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            peft_config=peft_config,
-            callbacks=callbacks,
-            **trl_options,
-        )
+        with plain_init(model):
+            super().__init__(
+                model=model,
+                reward_funcs=list(map(_placeholder, self._source_names)),
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                peft_config=peft_config,
+                callbacks=callbacks,
+                **trl_options,
+            )
         self._leave_out_environment_rewards()
         compat.check_reference_weights(self)
         compat.check_sharding(self, system)
@@ -348,7 +352,8 @@ class CreditTrainer(ResumableTrainer):
         )
         models = {**self.instruments.by_role, "policy": model}
         for objective in self.system.objectives:
-            extra, metrics = objective(models, part)
+            with self.instruments.learning():
+                extra, metrics = objective(models, part)
             loss = loss + extra / self.current_gradient_accumulation_steps
             for name, value in metrics.items():
                 self._metrics["train"][f"objective/{name}"].append(float(value))

@@ -25,6 +25,7 @@ from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement.answers import answer_rule
 from guerdon.signals.embedding import cosine_similarity, embedder
+from guerdon.signals.placing import place
 from guerdon.signals.verifiable.extraction import Extract
 from guerdon.signals.verifiable.text_match import squad_normalise
 
@@ -108,6 +109,10 @@ class Embedding:
 
     def __repr__(self) -> str:
         return f"Embedding({self.embed!r}, floor={self.floor}, threshold={self.threshold})"
+
+    def to(self, device: Any, dtype: Any = None) -> None:
+        """Place the embedder, where it can be."""
+        place(self.embed, device, dtype)
 
     def __call__(self, question: str, answers: Sequence[str]) -> Tensor:
         vectors = self.embed(list(answers)).double()
@@ -195,6 +200,10 @@ class SemanticAgreement:
             raise ConfigError(f"peers={self.peers!r}: use 'all' or 'same_outcome'")
         self.compare = similarity_of(self.similarity)
         self._answer = (lambda text: text) if self.extract is None else answer_rule(self.extract)
+
+    def to(self, device: Any, dtype: Any = None) -> None:
+        """Place what compares meanings, where it can be."""
+        place(self.compare, device, dtype)
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
         answers = [self._answer(text) for text in rollouts.last_turns]

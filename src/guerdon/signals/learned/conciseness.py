@@ -18,6 +18,7 @@ import torch
 from guerdon.errors import ConfigError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
+from guerdon.signals.placing import OnDevice, place
 
 LOWEST, HIGHEST = 0.1, 1.0
 CARD = "conciseness.json"  # beside a trained CRM: the prompt it was trained with
@@ -62,7 +63,7 @@ def conciseness_prompt(question: Any, solution: str, template: str = TEMPLATE) -
     return template.replace("{question}", question).replace("{solution}", solution)
 
 
-class Conciseness:
+class Conciseness(OnDevice):
     """Signal: conciseness in [0.1, 1] of the completions that are right.
 
     An empty completion is never asked about and scores 0.1. An answer without a number gives `unreadable`, with the reason; a call
@@ -95,7 +96,7 @@ class Conciseness:
             raise ConfigError(f"unreadable={unreadable}: a score in [{LOWEST}, {HIGHEST}], or None")
         self.source, self.by, self.question, self.unreadable = model, by, question, unreadable
         self.template, self.max_tokens = template, max_tokens
-        self._model: Any = None
+        self._device, self._dtype, self._model = None, None, None
 
     def __repr__(self) -> str:
         name = self.source if isinstance(self.source, str) else type(self.source).__name__
@@ -105,13 +106,15 @@ class Conciseness:
         """The model, loaded on the first call."""
         if self._model is None:
             self._model = self.source
+            if self._device is not None and not isinstance(self.source, str | Path):
+                place(self._model, self._device, self._dtype)
             if isinstance(self.source, str | Path):
                 from guerdon.lm import LocalModel
 
                 card = Path(self.source) / CARD
                 if self.template is None and card.exists():
                     self.template = json.loads(card.read_text("utf-8"))["template"]
-                self._model = LocalModel(self.source)
+                self._model = LocalModel(self.source, dtype=self._dtype or torch.float32, device=self._device)
             if not (hasattr(self._model, "chat") or callable(self._model)):
                 raise ConfigError(f"{self.source!r} is neither a model that can be asked nor a signal")
         return self._model

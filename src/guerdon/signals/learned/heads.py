@@ -89,8 +89,8 @@ def load_reward_model(
         wants = "2 labels (bad, good)" if kind == "process" else "1 label"
         name = "a process reward model" if kind == "process" else "a scalar reward model"
         raise ConfigError(f"{_name(source)}: {name} has {wants}, this one {has}; {_ADVICE[kind]}")
+    model = model if dtype is None else model.to(dtype)  # first: less to move
     model = model if device is None else model.to(device)
-    model = model if dtype is None else model.to(dtype)
     return Loaded(model, tokenizer, chosen)
 
 

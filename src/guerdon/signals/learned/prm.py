@@ -29,6 +29,7 @@ from guerdon.segment.placement import written_by_policy
 from guerdon.signals.learned.conventions import Convention, good_label
 from guerdon.signals.learned.heads import label_count, load_reward_model
 from guerdon.signals.learned.layouts import PrmInput, pad_rows, place_steps, single_token_id
+from guerdon.signals.placing import OnDevice
 from guerdon.spans import Spans
 
 LOWEST = -1.0
@@ -76,7 +77,7 @@ def step_scores(logits: Tensor, mask: Tensor) -> Tensor:
 # --- the signal ------------------------------------------------------------------------------------------------------
 
 
-class StepClassifier:
+class StepClassifier(OnDevice):
     """Signal: a process reward model's score for every step of a segmentation.
 
     model: hub id or path (also of a LoRA adapter with its head), or a loaded model (then `tokenizer` is needed).

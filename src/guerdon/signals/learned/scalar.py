@@ -24,9 +24,10 @@ from guerdon.signals.learned.conventions import Convention
 from guerdon.signals.learned.heads import load_reward_model
 from guerdon.signals.learned.layouts import PrmInput, encode_prompt, pad_rows, padding_id, place_steps, render
 from guerdon.signals.learned.prm import classify_positions, evaluating, length_batches, rebuild_prm_input
+from guerdon.signals.placing import OnDevice
 
 
-class RewardModel:
+class RewardModel(OnDevice):
     """Signal: an outcome reward model's score of prompt and completion.
 
     model: hub id or path (also of a LoRA adapter with its head), or a loaded model (then `tokenizer` is needed).

@@ -21,6 +21,7 @@ from guerdon.errors import CapabilityError, ConfigError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.customise import Customisation
+from guerdon.signals.placing import place
 
 Reduction = Literal["sum", "mean"]
 ROLES = ("strong", "weak")
@@ -150,6 +151,8 @@ class DensityRatio:
         self.reduction, self.mask_special, self.customise = reduction, mask_special, customise
         self.max_prompt_tokens, self.end, self.required, self.penalty = max_prompt_tokens, end, tuple(required), penalty
         self._models: dict[str, Any] = {}
+        self._device: torch.device | None = None
+        self._dtype: torch.dtype | None = None
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{role}={_named(self.sources[role])}" for role in ROLES)
@@ -163,6 +166,14 @@ class DensityRatio:
         """Take the model of a role that was not given."""
         self._models[role] = instrument
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
+        """Place both models, and a router's, now or when they are loaded; what came loaded keeps its dtype."""
+        self._device, self._dtype = torch.device(device), dtype
+        loaded = [model for model in (*self.sources.values(), *self._models.values()) if hasattr(model, "tokenizer")]
+        router = getattr(getattr(self.customise, "router", None), "model", None)
+        for model in [*loaded, *([] if router is None else [router])]:
+            place(model, self._device)
+
     def model(self, role: str) -> Any:
         """The model of a role, loaded when it is first asked for."""
         if role not in self._models:
@@ -174,7 +185,7 @@ class DensityRatio:
             if not hasattr(source, "tokenizer"):
                 from guerdon.lm import LocalModel
 
-                source = LocalModel(source)
+                source = LocalModel(source, dtype=self._dtype or torch.float32, device=self._device)
             self._models[role] = source
         return self._models[role]
 

@@ -41,6 +41,7 @@ class ProxyPerplexity(Bound):
     scope = "row"
     needs = frozenset({"policy"})
     roles = ("proxy", "policy")
+    writes = ("proxy",)
     update_at = "after_policy_step"
 
     def __init__(

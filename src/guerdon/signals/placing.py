@@ -1,0 +1,44 @@
+"""Where the model of a learned part lies: an engine places it beside the policy, unless the caller said where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class OnDevice:
+    """A part with a model of its own: `source` names it, `_model` is it once it is loaded, to `_device` and in `_dtype`.
+
+    What the caller chose stays: the device, the dtype, and the dtype of a model that was given loaded.
+    """
+
+    source: Any
+    _device: Any
+    _dtype: torch.dtype | None
+    _model: Any
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
+        """Place the model, now or when it is loaded.
+
+        Args:
+            device: where the policy is.
+            dtype: of the policy's weights; None = as the model comes.
+        """
+        chosen = self.__dict__.setdefault("_chosen", (self._device, self._dtype))
+        self._device = torch.device(device if chosen[0] is None else chosen[0])
+        self._dtype = dtype if chosen[1] is None and not isinstance(self.source, nn.Module) else chosen[1]
+        if self._model is not None:
+            place(self._model, self._device, self._dtype)
+
+
+def place(model: Any, device: Any, dtype: torch.dtype | None = None) -> None:
+    """Move a module, or what a `LocalModel` holds; endpoints, functions and whatever else has no weights stay as they are."""
+    from guerdon.lm.local import LocalModel
+
+    module = model.model if isinstance(model, LocalModel) else model
+    if isinstance(module, nn.Module):
+        module.to(device=device, dtype=dtype) if dtype is not None else module.to(device)
+    elif callable(getattr(model, "to", None)) and not isinstance(model, torch.Tensor):
+        model.to(device, dtype)  # another part
