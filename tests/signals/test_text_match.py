@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guerdon.signals.verifiable.choice import choice_letter, multiple_choice
 from guerdon.signals.verifiable.extraction import (
     after_marker,
     answer_window,
@@ -26,9 +27,7 @@ from guerdon.signals.verifiable.layout import (
 )
 from guerdon.signals.verifiable.numeric import numeric_match, parse_number
 from guerdon.signals.verifiable.text_match import (
-    choice_letter,
     exact_match,
-    multiple_choice,
     qa_exact_match,
     qa_f1,
     squad_normalise,
@@ -124,7 +123,7 @@ def test_parse_number_never_raises(text: str) -> None:
     [
         ("B", "B"), ("(b)", "B"), ("b.", "B"), ("B) because it is red", "B"), ("The answer is (C).", "C"), ("Answer: **D**", "D"),
         ("\\boxed{\\text{A}}", "A"), ("<answer>c</answer>", "C"), ("First A, then the answer is B. No: the answer is C", "C"),
-        ("A dog ran.", None), ("the answer is a dog", None), ("I think so", None), ("\\boxed{42} answer: B", None),
+        ("A dog ran.", None), ("the answer is a dog", None), ("I think so", None), ("\\boxed{42} answer: B", "B"),
         ("Reasoning about it\nD", "D"), ("reasoning\na", None), ("The answer is F", None), ("Option B is right", "B"), ("", None), ("The answer is BOTH", None),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from guerdon.signals.text import TOKENS, TextSignal
-from guerdon.signals.verifiable import layout, text_match
+from guerdon.signals.verifiable import choice, layout, text_match
 from guerdon.signals.verifiable.answer_part import Reasoning, answering
 from guerdon.signals.verifiable.extraction import Extract, extractor
 from guerdon.signals.verifiable.mathematics import MathOptions, OnTimeout, check_math
@@ -124,10 +124,10 @@ def Numeric(
 
 
 def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE", reasoning: Reasoning = "drop") -> TextSignal:
-    """1.0 where the chosen letter is the reference's. Rules of extraction: `text_match.choice_letter`."""
+    """1.0 where the chosen letter is the reference's. Rules of extraction: `choice.choice_letter`."""
 
     def compare(answer: str, item: Any) -> Verdict:
-        return text_match.multiple_choice(answer, item if isinstance(item, int) else str(item), letters=letters)
+        return choice.multiple_choice(answer, item if isinstance(item, int) else str(item), letters=letters)
 
     return _compared("multiple_choice", reference, None, compare, {"letters": letters}, reasoning, "choice")
 

@@ -1,4 +1,4 @@
-"""Comparing texts: exact match, multiple choice, question answering (SQuAD)."""
+"""Comparing texts: exact match, question answering (SQuAD)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import unicodedata
 from collections import Counter
 from typing import Literal
 
-from guerdon.signals.verifiable.extraction import last_boxed, last_tag
-from guerdon.signals.verifiable.verdict import Verdict, instrument_failure, shown
+from guerdon.signals.verifiable.verdict import Verdict, shown
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -30,56 +29,6 @@ def exact_match(answer: str, reference: str, *, ignore_case: bool = False, ignor
 
     same = normal(answer) == normal(reference)
     return Verdict(1.0) if same else Verdict(0.0, f"{shown(answer)} is not {shown(reference)}")
-
-
-def choice_letter(text: str, letters: str = "ABCDE") -> str | None:
-    r"""The chosen letter of a multiple-choice answer, upper case; None where none is found.
-
-    Rules, first that applies: (1) content of the last \boxed or <answer> tag, if it is a letter, "(B)", "B." or "B) text"; such a
-    content that names no letter ends the search; (2) the last "answer is B", "answer: (B)", "option B", "choice B" (emphasis
-    marks allowed; an "A" or "I" before a lower-case word is prose); (3) the whole text is a letter, "(B)", "B." or starts with "B) " or "B. "; (4) the last line is only a letter in
-    one of these forms. Lower case counts in (1) and (3), where nothing but the letter is there; a lone "A" in prose never counts.
-    """
-    group = "".join(re.escape(letter) for letter in letters.upper())
-    marked = last_boxed(text)
-    marked = last_tag(text) if marked is None else marked
-    alone = re.compile(rf"(?:\\text\s*\{{)?[(\[*_\s]*([{group}])[)\]*_.:\s}}]*", re.IGNORECASE)
-    labelled = re.compile(rf"[(\[*_\s]*([{group}])[)\]*_]*[.):\]]\s+\S.*", re.DOTALL)
-    if marked is not None:
-        found = alone.fullmatch(marked) or labelled.fullmatch(marked)
-        return found[1].upper() if found else None
-    tail = text[-4096:]
-    said = re.findall(
-        rf"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?i:option\s+)?[(\[*_\s]*([{group}])(?![A-Za-z'’])(?!(?<=[AI])\s+[a-z])",
-        tail,
-    )
-    if said:
-        return str(said[-1])
-    stripped = text.strip()
-    found = alone.fullmatch(stripped) or labelled.fullmatch(stripped)
-    if not found and stripped:
-        found = alone.fullmatch(stripped.splitlines()[-1].strip())
-        found = found if found and found[1].isupper() else None
-    return found[1].upper() if found else None
-
-
-def multiple_choice(completion: str, reference: str | int, *, letters: str = "ABCDE") -> Verdict:
-    """1.0 if `choice_letter` finds the reference's letter; no letter found is 0.0; a reference outside `letters` is NaN.
-
-    Args:
-        reference: a letter ("B", "(B)") or a 0-based index.
-    """
-    if isinstance(reference, int):
-        expected = letters[reference].upper() if 0 <= reference < len(letters) else None
-    else:
-        bare = reference.strip().strip("().[]*: ").upper()
-        expected = bare if len(bare) == 1 and bare in letters.upper() else None
-    if expected is None:
-        return instrument_failure(f"the reference {shown(reference)} is none of the letters {letters}")
-    given = choice_letter(completion, letters)
-    if given is None:
-        return Verdict(0.0, "no choice letter found")
-    return Verdict(1.0) if given == expected else Verdict(0.0, f"chose {given}, not {expected}")
 
 
 def squad_normalise(text: str) -> str:
@@ -113,9 +62,7 @@ def qa_match(answer: str, reference: str, *, metric: Literal["f1", "exact"] = "f
 
 
 __all__ = [
-    "choice_letter",
     "exact_match",
-    "multiple_choice",
     "qa_exact_match",
     "qa_f1",
     "qa_match",
