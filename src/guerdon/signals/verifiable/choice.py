@@ -218,7 +218,7 @@ def _in_prose(text: str, letters: str) -> str | None:
         return stated
     if first and first["letter"].upper() in letters.upper():
         return first["letter"]
-    named = _named(text, letters) or (_named(lines[-1], letters) if not _listing(text) else None)
+    named = _named(text, letters) or (None if last or _listing(text) else _named(lines[-1], letters))
     if named:
         return named
     options = {found["letter"].upper() for found in _OPTION.finditer(lines[-1])}
