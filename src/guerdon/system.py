@@ -202,9 +202,10 @@ class System:
                 f"it with Fuse(...), leave it out with Drop({', '.join(map(repr, left))}), or give the signal as signals.Diagnostic(...), for the log only"
             )
 
-    def require(self, provided: frozenset[str] | set[str], engine: str) -> None:
-        """Raise CapabilityError unless everything this system needs is in `provided`."""
-        missing = self.needs - frozenset(provided)
+    def require(self, provided: frozenset[str] | set[str], engine: str, *, chain: bool = True) -> None:
+        """Raise CapabilityError unless everything this system needs is in `provided`; `chain` False = for its signals alone."""
+        needs = self.needs if chain else frozenset().union(*(needs_of(signal) for signal in self.signals.values()))
+        missing = needs - frozenset(provided)
         if missing:
             raise CapabilityError(
                 f"{self.name} needs {sorted(missing)}, which {engine} does not provide (it provides {sorted(provided) or 'nothing'})"

@@ -138,3 +138,41 @@ def test_another_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trl.GRPOTrainer, "_generate", lambda self, prompts, more: None)
     with pytest.raises(CapabilityError, match="_generate"):
         compat.check_trl()
+
+
+# -- models that would read the policy's ids as other words -------------------------------------------------------------------------
+
+
+def test_reward_models_of_another_vocabulary_or_without_a_head_are_refused_before_sampling(
+    config: Any, policy_path: str, tmp_path: Path
+) -> None:
+    import torch
+    from engine_kit import tokenizer
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForTokenClassification
+
+    from guerdon.systems import pure
+
+    own = tokenizer()
+    order = sorted(own.get_vocab(), key=own.get_vocab().__getitem__)
+    other = AutoTokenizer.from_pretrained(policy_path)
+    other.add_tokens(["<tool>"])
+    torch.manual_seed(0)
+    prm = LlamaForTokenClassification(
+        LlamaConfig(vocab_size=len(order), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )  # fmt: skip
+    prm.save_pretrained(tmp_path / "prm")
+    own.save_pretrained(tmp_path / "prm")
+
+    def trainer(system: Any, policy: Any = policy_path, processing_class: Any = None) -> Any:
+        arguments = {} if processing_class is None else {"processing_class": processing_class}
+        return CreditTrainer(policy, system, config(), dataset(), **arguments)
+
+    with pytest.raises(ConfigError, match="without the weights of a process reward model's head"):
+        trainer(pure(prm=policy_path, tokenizer=own, kl_coef=0, delimiter="a"))
+    with pytest.raises(ConfigError, match=r"another vocabulary.*'<tool>'.*retokenize=True"):
+        trainer(pure(prm=str(tmp_path / "prm"), tokenizer=own, kl_coef=0, delimiter="a"), processing_class=other)
+    trainer(
+        pure(prm=str(tmp_path / "prm"), tokenizer=own, kl_coef=0, delimiter="a", retokenize=True),
+        processing_class=other,
+    )
+    trainer(pure(prm=str(tmp_path / "prm"), tokenizer=own, kl_coef=0, delimiter="a"))

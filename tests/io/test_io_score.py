@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from guerdon import Rewards, Rollouts, Scores, System
-from guerdon.errors import CapabilityError, DataError
+from guerdon.errors import CapabilityError, DataError, MissingColumn
 from guerdon.io import RowWriter, ScoreProgress, read_rows, score_file
 from guerdon.segment import ByDelimiter
 
@@ -279,3 +279,59 @@ def test_kill_9_loses_at_most_the_batch_in_flight(tmp_path: Path) -> None:
     subprocess.run(command, env=environment, check=True, timeout=60)
     assert [row["completion"] for row in read(out)] == [str(i) for i in range(60)]
     assert json.loads(state.read_text())["rows"] == 60
+
+
+class Picky:
+    """A reward that is refused while it reads the wrong column, and works once that is put right."""
+
+    scope, level, needs = "row", "sequence", frozenset()
+
+    def __init__(self, column: str) -> None:
+        self.column = column
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
+        return Rewards.sequence(torch.tensor([float(cell) for cell in rollouts.column(self.column)]), rollouts)
+
+    def __repr__(self) -> str:
+        return f"Picky({self.column!r})"
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_a_refused_call_leaves_nothing_in_the_way_of_the_corrected_one(tmp_path: Path, name: str) -> None:
+    rows = [{"prompt": "p", "completion": "c", "gold": 2}]
+    given, target = source(tmp_path, rows), tmp_path / name
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(MissingColumn):
+        score_file(given, target, Picky("golden"))
+    assert sorted(tmp_path.iterdir()) == before
+    assert score_file(given, target, Picky("gold")).mean == 2.0
+
+
+def test_a_refused_annotation_leaves_nothing_either(tmp_path: Path) -> None:
+    from guerdon.preference import annotate_file
+
+    given = source(tmp_path, [{"prompt": "p", "responses": ["a", "bb"], "gold": 1}])
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(MissingColumn):
+        annotate_file(given, tmp_path / "pairs.jsonl", Picky("golden"))
+    with pytest.raises(DataError, match="not one of 1 prompts gave a pair"):
+        annotate_file(given, tmp_path / "pairs.jsonl", Picky("gold"))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_needs_what_the_signals_need_where_the_chain_does_not_run(tmp_path: Path) -> None:
+    """PURE's chain has a KL penalty, and a file of texts has no log-probabilities: its step scores are all the same scored."""
+    from guerdon.systems import pure
+
+    given = source(tmp_path, [{"prompt": "p", "completion": "a\n\nbb"}])
+    system = pure(prm=StepWidths())
+    assert "logprobs.reference" in system.needs
+    assert score_file(given, tmp_path / "out.jsonl", system).mean == 5.0
+
+
+class StepWidths:
+    scope, level, needs = "row", "steps", frozenset()
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
+        spans = rollouts.segment("steps")
+        return Rewards(torch.where(spans.mask, spans.end - spans.start + 1.0, 0.0), spans)

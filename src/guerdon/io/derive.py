@@ -67,11 +67,9 @@ def derive_file(
     if state.status != "done":
         reader = read_rows(source, batch_size, on_broken=on_broken, start=state.records)
         skipped = state.skipped
+        scoring._save(state, target)  # before the output is there, so that a kill never leaves one nobody owns up to
         writer = RowWriter(target, resume_at=state.out_bytes or None)
-        scoring._save(
-            state, target
-        )  # before the output is there, so that a kill never leaves one that nobody owns up to
-        with writer:
+        with scoring.discard_if_refused(state, target), writer:
             for records, rows in _batches(reader, batch_size, group_column):
                 made, why = derive(rows)
                 writer.write(made)

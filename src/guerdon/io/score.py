@@ -16,12 +16,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from guerdon.errors import DataError
-from guerdon.io.columns import description, lift, notes_on, reward_columns, reward_scope
+from guerdon.io.columns import description, lift, notes_on, reward_columns, reward_scope, runs_chain
 from guerdon.io.read import Row, RowReader, count_rows, format_of, parquet_schema, read_rows
 from guerdon.io.records import completion_problem, group_key, rollouts_from_rows
 from guerdon.io.write import RowWriter, journal_of
@@ -128,7 +129,7 @@ def score_file(
     """
     source, target = Path(in_path), Path(out_path)
     system = reward if isinstance(reward, System) else lift(reward, name, segments)
-    system.require(provides, "a file of rollouts")
+    system.require(provides, "a file of rollouts", chain=runs_chain(system))
     columns = {"prompt": prompt_column, "completion": completion_column, "group": group_column}
     asked = {"reward": description(system), "columns": columns, **(config or {})}
     state = _begin(source, target, asked, restart)
@@ -162,10 +163,10 @@ def _run(
     skipped, problems, total = state.skipped, list(state.problems or []), count_rows(source)
     both_parquet = format_of(source) == format_of(target) == "parquet"
     schema = parquet_schema(source) if both_parquet else None
-    writer = RowWriter(target, resume_at=state.out_bytes or None, schema=schema)
     whole_groups = reward_scope(system) != "row"
     _save(state, target)  # before the output is there, so that a kill never leaves one that nobody owns up to
-    with writer:
+    writer = RowWriter(target, resume_at=state.out_bytes or None, schema=schema)
+    with discard_if_refused(state, target), writer:
         for records, rows in _batches(reader, batch_size, columns, whole_groups):
             added = score_rows(rows, system, columns)
             renamed = dict(state.renamed or {})
@@ -284,8 +285,7 @@ def _begin(source: Path, target: Path, asked: dict[str, Any], restart: bool) -> 
     fresh, path = _State(fingerprint, plain), state_path(target)
     left = next((file for file in (target, journal_of(target)) if file.exists()), None)
     if restart or not (path.exists() or left):
-        for file in (path, target, journal_of(target)):
-            file.unlink(missing_ok=True)
+        discard(target)
         return fresh
     if not path.exists():
         raise DataError(f"{left} is there and was not made by scoring; write to another file, or restart to replace it")
@@ -308,6 +308,23 @@ def _begin(source: Path, target: Path, asked: dict[str, Any], restart: bool) -> 
     ):
         return replace(old, status="done")  # killed after the file was put in place and before this was noted
     return old if old.rows else fresh
+
+
+@contextmanager
+def discard_if_refused(state: _State, target: Path) -> Iterator[None]:
+    """Leave no file behind where it fails before a row was written, so that nothing stands in the corrected command's way."""
+    try:
+        yield
+    except BaseException:
+        if not state.rows:
+            discard(target)
+        raise
+
+
+def discard(target: Path) -> None:
+    """Remove an output, its journal and its state."""
+    for file in (state_path(target), target, journal_of(target)):
+        file.unlink(missing_ok=True)
 
 
 def _save(state: _State, target: Path) -> None:

@@ -89,6 +89,22 @@ class VocabularyCheck:
         return difference
 
 
+def tokenizer_difference(own: Any, other: Any) -> str | None:
+    """How another tokenizer's ids differ from `own`, as a sentence; None where every id of `own` is the same token there.
+
+    Sizes may differ where the other one only has more: embeddings of ids that are never used do no harm.
+    """
+    if own is other or not (hasattr(own, "get_vocab") and hasattr(other, "get_vocab")):
+        return None
+    there = other.get_vocab()
+    different = sorted((number, token) for token, number in own.get_vocab().items() if there.get(token) != number)
+    if not different:
+        return None
+    number, token = different[0]
+    have = f"has it as {there[token]}" if token in there else "does not have it"
+    return f"{len(different)} of {len(own)} tokens are others there, the first {token!r}: the policy's id {number}, the other one {have}"
+
+
 def _plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text).strip()
 

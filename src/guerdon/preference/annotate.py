@@ -23,6 +23,7 @@ from guerdon.io.columns import description, lift
 from guerdon.io.derive import Derived, DeriveResult, derive_file
 from guerdon.io.read import Row
 from guerdon.io.records import group_key
+from guerdon.io.score import discard
 from guerdon.preference.pairs import draw_pair
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
@@ -105,6 +106,7 @@ def annotate_file(
         on_progress=on_progress, restart=restart,
     )  # fmt: skip
     if not note.file.rows and note.file.left_out:
+        discard(Path(out_path))
         raise DataError(
             f"{in_path}: not one of {note.file.left_out} prompts gave a pair; the first: {note.file.problems[0]}. Are strong and weak the same?"
         )

@@ -67,11 +67,13 @@ def clip_delta(
     gamma: float = 1.0,
     lam: float = 0.95,
     kl_coef: float = 0.05,
+    retokenize: bool = False,
+    convention: str | None = None,
 ) -> System:
     """Success reward plus refined process rewards.
 
     Args:
-        prm: path or hub id of a two-class token classifier, or any signal over "steps". Unused in modes "sr" and "or".
+        prm: path or hub id of a process reward model, or any signal over "steps". Unused in modes "sr" and "or".
         verifier: a sequence signal, 1 right and 0 wrong.
         orm: an outcome reward model in [0, 1], a sequence signal; mode "or" only.
         tokenizer, delimiter: how steps are cut; delimiter None = a newline.
@@ -85,6 +87,7 @@ def clip_delta(
             and which needs a critic's values.
         gamma: 1 for exact telescoping.
         kl_coef: per-token k1 penalty inside the reward; 0 needs no reference model.
+        retokenize, convention: of a `prm` by path, see `pure`.
     """
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: use one of {MODES}")
@@ -95,9 +98,9 @@ def clip_delta(
     signals: dict[str, Any] = {}
     links: list[Any] = []
     if mode.startswith("pr"):
-        from guerdon.systems.pure import _step_signal
+        from guerdon.systems.pure import step_signal
 
-        signals["steps"] = _step_signal(prm)
+        signals["steps"] = step_signal(prm, retokenize=retokenize, convention=convention)
         signed = prm_range == "signed" or (prm_range is None and signals["steps"] is not prm)
         links += [On("steps", Scale(0.5, 0.5))] if signed else []
         links += [

@@ -68,6 +68,7 @@ def endogenous(
     max_repeated: float | None = 0.5,
     carrier: Literal["grpo", "ppo"] = "grpo",
     lam: float = 1.0,
+    retokenize: bool = False,
 ) -> System:
     """Soft-Bellman rewards of a frozen model, with the paper's defaults.
 
@@ -82,6 +83,7 @@ def endogenous(
         carrier: "grpo" = the sum as a sequence reward, normalised in its group; "ppo" = token rewards, GAE with a critic's values,
             whitening (the paper; no critic in TRL).
         lam: of GAE.
+        retokenize: `model` has another vocabulary than the policy, see `EndogenousReward`.
     """
     if carrier not in ("grpo", "ppo"):
         raise ConfigError(f"carrier={carrier!r}: use 'grpo' or 'ppo'")
@@ -89,7 +91,13 @@ def endogenous(
         raise ConfigError("mean=True is an option of sequence rewards: carrier='grpo'")
     role = "reference" if model is None else "endogenous"
     reward = soft.EndogenousReward(
-        level="token", alpha=alpha, gamma=gamma, terminal=terminal, instruction=instruction, role=role
+        level="token",
+        alpha=alpha,
+        gamma=gamma,
+        terminal=terminal,
+        instruction=instruction,
+        role=role,
+        retokenize=retokenize,
     )
     models = {} if model is None else {"endogenous": Model(model, "frozen")}
     if model is None or kl_coef:

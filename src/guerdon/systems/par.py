@@ -53,7 +53,7 @@ from guerdon.errors import ConfigError
 from guerdon.spans import Spans
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
-from guerdon.systems.pure import _grid
+from guerdon.systems.pure import _grid, refuse_for_signals
 from guerdon.systems.settings import settings
 
 Carrier = Literal["group_mean", "grpo", "ppo"]
@@ -91,11 +91,13 @@ def par(
     kl_coef: float = 0.005,
     gamma: float = 1.0,
     lam: float = 0.95,
+    retokenize: bool = False,
+    convention: str | None = None,
 ) -> System:
     """A learned reward model, shaped.
 
     Args:
-        rm: path or hub id of a sequence classifier with one label, or any sequence signal.
+        rm: path or hub id of an outcome reward model (docs/reward-models.md), or any sequence signal.
         shaping: "par", or one of the methods it is compared with: "vanilla", "centred", "meanstd", "clip", "minmax" (running
             statistics), "lsc" (log-sigmoid-centred), "ceil", "tanh" and "poly" (centred), "sgfc" (slow growth, fast convergence),
             "sigmoid" and "uncentred_tanh".
@@ -109,6 +111,8 @@ def par(
             by the group's std + 1e-8, which undoes the sigmoid: where it is flat, small differences become as loud as large ones, and
             the policy drifts on. "ppo" = the paper's main runs, per-token KL penalty, GAE, whitening: needs a critic's values.
         kl_coef, gamma, lam: of "ppo".
+        retokenize: `rm` has another vocabulary than the policy: it reads the text.
+        convention: how `rm` is read, where its checkpoint does not say; see `signals.learned.conventions.TABLE`.
     """
     if shaping not in SHAPINGS:
         raise ConfigError(f"shaping={shaping!r}: use one of {SHAPINGS}")
@@ -135,19 +139,20 @@ def par(
             Whiten("rm", std="population"),
         ]
     return System(
-        {"rm": _reward_model(rm)},
+        {"rm": _reward_model(rm, retokenize, convention)},
         chain,
         models={"reference": Model("policy", "phase_start")} if carrier == "ppo" else {},
         name="par" if shaping == "par" else f"par:shaping={shaping}",
     )
 
 
-def _reward_model(rm: Any) -> Any:
+def _reward_model(rm: Any, retokenize: bool, convention: str | None) -> Any:
     if callable(rm) and hasattr(rm, "level"):
+        refuse_for_signals("rm", retokenize=retokenize, convention=convention)
         return rm
     from guerdon.signals.learned.scalar import RewardModel
 
-    return RewardModel(rm)
+    return RewardModel(rm, retokenize=retokenize, convention=convention)
 
 
 def _shaped(shaping: str, column: str, max_ref: int, k: float) -> list[Any]:

@@ -70,11 +70,13 @@ def pure(
     adv_norm: bool = True,
     mask_separators: bool = True,
     padded_length: int | None = None,
+    retokenize: bool = False,
+    convention: str | None = None,
 ) -> System:
     """PURE with the official defaults.
 
     Args:
-        prm: path or hub id of a two-class token classifier, or any signal that scores the segmentation "steps".
+        prm: path or hub id of a process reward model (see docs/reward-models.md), or any signal that scores the segmentation "steps".
         verifier: a sequence signal, 1 right and 0 wrong. Rows where it fails (a prompt without an answer) train on steps alone.
         tokenizer: the policy's, to cut steps by PURE's rule on token ids; None cuts the text.
         delimiter: what ends a step; None = a blank line.
@@ -87,6 +89,8 @@ def pure(
         adv_norm: whiten advantages over the batch.
         mask_separators: OpenRLHF only: step ends get no gradient.
         padded_length: L of the verl baseline; None = the width of the batch, as in the code.
+        retokenize: `prm` has another vocabulary than the policy: it reads the text.
+        convention: how `prm` is read, where its checkpoint does not say; see `signals.learned.conventions.TABLE`.
     """
     mode = mode or ("prm" if verifier is None else "prm+vr")
     if mode not in ("prm", "vr", "prm+vr"):
@@ -96,7 +100,7 @@ def pure(
     if "vr" in mode and verifier is None:
         raise ConfigError(f"mode={mode!r} needs verifier=...")
     steps, answer = "prm" in mode, "vr" in mode
-    signals: dict[str, Any] = {"steps": _step_signal(prm)} if steps else {}
+    signals: dict[str, Any] = {"steps": step_signal(prm, retokenize=retokenize, convention=convention)} if steps else {}
     if answer:
         signals["answer"] = verifier
     failures = [OnFailure("source", ("answer",)), OnFailure("row")] if steps and answer else [OnFailure("row")]
@@ -124,14 +128,23 @@ def pure(
 pure_sum = partial(pure, credit="sum")
 
 
-def _step_signal(prm: Any) -> Any:
+def step_signal(prm: Any, *, retokenize: bool = False, convention: str | None = None) -> Any:
+    """The process reward model of a path, or the signal itself."""
     if callable(prm) and hasattr(prm, "level"):
+        refuse_for_signals("prm", retokenize=retokenize, convention=convention)
         if prm.level == "sequence" and hasattr(prm, "name"):  # a description's placeholder
             return type(prm)(prm.name, "steps")
         return prm
     from guerdon.signals.learned.prm import StepClassifier
 
-    return StepClassifier(prm)
+    return StepClassifier(prm, retokenize=retokenize, convention=convention)
+
+
+def refuse_for_signals(name: str, **options: Any) -> None:
+    """Raise ConfigError for options of a model's path that were given beside a signal, which has its own."""
+    given = [key for key, value in options.items() if value]
+    if given:
+        raise ConfigError(f"{' and '.join(given)} belong to a path: {name} is a signal here, give them to the signal")
 
 
 def _joined(steps: bool, answer: bool) -> tuple[str, list[Any]]:

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from guerdon.engines.trl.initial import InitialPolicy, frozen_copy, load_like_policy, weights_dtype
 from guerdon.engines.trl.moving import Moving
-from guerdon.errors import DataError
+from guerdon.errors import ConfigError, DataError
 from guerdon.lm.forward import instrument, mixed_precision
 from guerdon.lm.local import LocalModel
+from guerdon.lm.vocabulary import tokenizer_difference
 from guerdon.rollouts import LogProbs, Rollouts
 from guerdon.system import TRAINER_STATE, System
 
@@ -109,6 +110,7 @@ class Instruments:
         ]
         self.by_role = {"policy": self.policy, **({"reference": self._reference} if self._reference else {})}
         self.by_role |= self._models
+        self._compare_vocabularies(trainer._tokenizer)
         roles = {role for part in self.system.parts() for role in getattr(part, "roles", ())}
         if TRAINER_STATE in roles:
             self.system.bind(TRAINER_STATE, lambda: trainer.state)  # TRL replaces the object when training begins
@@ -151,6 +153,20 @@ class Instruments:
         if isinstance(model, LocalModel):
             model.model.to(trainer.accelerator.device).eval().requires_grad_(False)
         return model
+
+    def _compare_vocabularies(self, tokenizer: Any) -> None:
+        """Refuse models by role that would read the policy's ids as other words, and let parts compare their own models'."""
+        for role, model in self._models.items():
+            difference = tokenizer_difference(tokenizer, getattr(model, "tokenizer", None))
+            readers = [part for part in self.system.parts() if role in getattr(part, "roles", ())]
+            crossing = [part for part in readers if not getattr(part, "retokenize", False)]
+            if difference and (crossing or f"logprobs.{role}" in self.system.needs):
+                remedy = "; a part that offers retokenize=True reads the text instead" if crossing else ""
+                raise ConfigError(f"the model {role!r} has another vocabulary than the policy: {difference}{remedy}")
+        for part in self.system.parts():
+            compare = getattr(part, "compare_vocabulary", None)
+            if compare is not None:
+                compare(tokenizer)
 
     def move(self, step: int, total: int | None) -> dict[str, float]:
         """Move the models that follow the policy, before the generation of optimiser step `step` (from 1); returns the rates."""

@@ -8,7 +8,8 @@ Heads that transformers does not have (two layers, a value head, label tokens) a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ def load_reward_model(
         model, chosen = _from_object(source, tokenizer, kind, convention)
     else:
         transformers = require("transformers", extra="train")
-        with _quiet(transformers):
+        with _quiet(transformers), _errors_only(transformers):
             model, tokenizer, chosen = _from_checkpoint(
                 transformers, str(source), tokenizer, kind, convention, dict(options or {})
             )
@@ -92,6 +93,17 @@ def load_reward_model(
     model = model if dtype is None else model.to(dtype)  # first: less to move
     model = model if device is None else model.to(device)
     return Loaded(model, tokenizer, chosen)
+
+
+@contextmanager
+def _errors_only(transformers: Any) -> Iterator[None]:
+    """Without the report of made-up weights: what it says is refused here, in words that say what to do."""
+    before = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(before)
 
 
 def label_count(model: Any) -> int:

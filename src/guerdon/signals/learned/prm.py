@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
-from guerdon.lm.vocabulary import VocabularyCheck
+from guerdon.lm.vocabulary import VocabularyCheck, tokenizer_difference
 from guerdon.rewards import Reasons, Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.segment.placement import written_by_policy
@@ -152,6 +152,15 @@ class StepClassifier(OnDevice):
                 self._read_as = replace(self._read_as, separator=self.delimiter)
             self._vocabulary = VocabularyCheck(self._tokenizer, self._model, "the reward model")
         return self._model, self._tokenizer
+
+    def compare_vocabulary(self, tokenizer: Any) -> None:
+        """Load the model, and refuse a policy's tokenizer whose ids it would read as other words."""
+        _, own = self.load()
+        assert self._read_as is not None
+        given = self._read_as.layout == "as_given" and not self._read_as.between
+        difference = tokenizer_difference(tokenizer, own)
+        if given and difference and not self.retokenize:
+            raise ConfigError(f"{self!r} has another vocabulary than the policy: {difference}; pass retokenize=True")
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards:
         model, tokenizer = self.load()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError
-from guerdon.lm.vocabulary import VocabularyCheck
+from guerdon.lm.vocabulary import VocabularyCheck, tokenizer_difference
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.learned.conventions import Convention
@@ -92,6 +92,15 @@ class RewardModel(OnDevice):
             self._tokenizer, self._read_as, self._model = loaded.tokenizer, loaded.convention, loaded.model
             self._vocabulary = VocabularyCheck(self._tokenizer, self._model, "the reward model")
         return self._model, self._tokenizer
+
+    def compare_vocabulary(self, tokenizer: Any) -> None:
+        """Load the model, and refuse a policy's tokenizer whose ids it would read as other words."""
+        _, own = self.load()
+        assert self._read_as is not None
+        given = self._read_as.layout == "as_given"
+        difference = tokenizer_difference(tokenizer, own)
+        if given and difference and not self.retokenize:
+            raise ConfigError(f"{self!r} has another vocabulary than the policy: {difference}; pass retokenize=True")
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards:
         model, _ = self.load()

@@ -14,6 +14,7 @@ of different prompts do not compare.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from guerdon.errors import ConfigError
+from guerdon.lm.vocabulary import VocabularyCheck
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.reference import Bound, prompt_of
@@ -148,6 +150,8 @@ class EndogenousReward(Bound):
             gamma = 1 and an end, a sequence gets alpha times its log-likelihood.
         instruction: a criterion, put before the prompt: as (or before) the system message of a chat, as a first paragraph of a text.
         role: of the frozen model. Never the policy itself while it trains: the reward would chase it.
+        retokenize: the frozen model has another vocabulary than the policy: it reads the text, and what each of its tokens earns
+            stands on the policy's token that holds its last character. Sums are the model's own; `mean` divides by its tokens.
     """
 
     scope = "row"
@@ -163,6 +167,7 @@ class EndogenousReward(Bound):
         initial: bool = True,
         instruction: str | None = None,
         role: str = "reference",
+        retokenize: bool = False,
     ) -> None:
         super().__init__()
         if level not in ("token", "sequence") or terminal not in ("auto", "zero", "bootstrap"):
@@ -174,9 +179,19 @@ class EndogenousReward(Bound):
         self.level, self.alpha, self.gamma, self.terminal = level, alpha, gamma, terminal
         self.mean, self.initial, self.instruction, self.role = mean, initial, instruction, role
         self.roles, self.needs = (role,), frozenset({role})
+        self.retokenize = retokenize
+        self._vocabulary: VocabularyCheck | None = None
 
     def __repr__(self) -> str:
-        usual = {"alpha": 1.0, "gamma": 1.0, "terminal": "auto", "mean": False, "initial": True, "instruction": None}
+        usual = {
+            "alpha": 1.0,
+            "gamma": 1.0,
+            "terminal": "auto",
+            "mean": False,
+            "initial": True,
+            "instruction": None,
+            "retokenize": False,
+        }
         shown = [f"level={self.level!r}"] + [
             f"{k}={getattr(self, k)!r}" for k, v in usual.items() if getattr(self, k) != v
         ]
@@ -184,29 +199,35 @@ class EndogenousReward(Bound):
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards:
         model = self.model(self.role)
+        sampled = rollouts
+        rollouts = self._readable(sampled, model)
         prompts, responses, ended = self._ids(rollouts, model)
         reasons = {row: EMPTY for row in range(len(rollouts)) if not len(self._own(rollouts, row, model)[0])}
         for row in reasons:
             responses[row] = responses[row][:0]
         if self._remote(model):
-            return self._from_endpoint(model, rollouts, prompts, responses, reasons)
+            return self._from_endpoint(model, sampled, prompts, responses, reasons)
         read = read_soft_bellman(model, prompts, responses, self.alpha)
         bootstrap = ~ended if self.terminal == "auto" else torch.full_like(ended, self.terminal == "bootstrap")
         rewards = soft_bellman_rewards(
             read.chosen, read.values, read.mask, torch.where(bootstrap, read.final, 0.0), gamma=self.gamma
         )
         counted = read.mask
-        if rollouts.completion_ids is not None:
+        if sampled is not rollouts:
+            rewards, counted = self._onto_tokens(sampled, rewards, responses, model)
+        elif rollouts.completion_ids is not None:
             counted = _sampled(rollouts, responses, counted)
             rewards = torch.where(counted, rewards, 0.0)
+        if self.level == "token" and sampled is not rollouts:
+            return Rewards(rewards, Spans.tokens(counted), {})
         if self.level == "token":
             return self._tokens(rollouts, rewards, responses, model, reasons)
         total = rewards.double().sum(1)
         if not self.initial:
             total = total - read.initial
         if self.mean:
-            total = total / counted.sum(1).clamp(min=1)
-        return Rewards.sequence(total.float(), rollouts, reasons)
+            total = total / (counted if sampled is rollouts else read.mask).sum(1).clamp(min=1)
+        return Rewards.sequence(total.float(), sampled, reasons)
 
     # -- details ---------------------------------------------------------------------------------------------------------
 
@@ -215,6 +236,43 @@ class EndogenousReward(Bound):
         from guerdon.lm.endpoint import Endpoint
 
         return isinstance(model, Endpoint)
+
+    def _readable(self, rollouts: Rollouts, model: Any) -> Rollouts:
+        """The rollouts as this model can read them: ids of its own vocabulary, or the texts."""
+        if rollouts.completion_ids is None:
+            return rollouts
+        if self.retokenize:
+            texts = Rollouts.from_texts(rollouts.prompts, rollouts.completions, rollouts.columns)
+            return replace(texts, finished=rollouts.finished)
+        if self._vocabulary is None or self._vocabulary.tokenizer is not model.tokenizer:
+            inner = getattr(model, "model", None)
+            self._vocabulary = VocabularyCheck(model.tokenizer, inner, f"the model {self.role!r}")
+        self._vocabulary.require_same(rollouts, "retokenize=True lets it read the text instead")
+        return rollouts
+
+    def _onto_tokens(
+        self, rollouts: Rollouts, rewards: Tensor, responses: Sequence[Tensor], model: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Rewards [B, T] of another model's tokens on the policy's, and [B, T] bool, the tokens the policy sampled."""
+        from guerdon.lm.encode import continuation_offsets
+
+        if rollouts.offsets is None or rollouts.policy_mask is None:
+            raise ConfigError(
+                "retokenize=True needs rollouts with offsets: make them with guerdon.lm.decode_offsets_batch"
+            )
+        grid = torch.zeros(rollouts.mask.shape)
+        for row, ids in enumerate(responses):
+            places = rollouts.mask[row].nonzero()[:, 0].cpu()
+            if not len(ids) or not len(places):
+                continue
+            ends = rollouts.offsets[row, :, 1].cpu()[places].cummax(0).values
+            _, offsets = continuation_offsets(model.tokenizer, ids)
+            last = (offsets[:, 1] - 1).clamp(min=0)
+            at = torch.searchsorted(ends, last, right=True)
+            at = torch.where(offsets[:, 1] > offsets[:, 0], at, len(places) - 1).clamp(max=len(places) - 1)
+            grid[row].index_add_(0, places[at], rewards[row, : len(ids)].float())
+        sampled = (rollouts.mask & rollouts.policy_mask).cpu()
+        return torch.where(sampled, grid, 0.0), sampled
 
     def _own(self, rollouts: Rollouts, row: int, model: Any) -> tuple[Tensor, bool]:
         """A completion's own ids, and whether these are known (a text from a file is put into ids here)."""

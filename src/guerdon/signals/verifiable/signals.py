@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from guerdon.errors import ConfigError
+from guerdon.options import require_range
 from guerdon.signals.text import TOKENS, TextSignal
 from guerdon.signals.verifiable import choice, layout, text_match
 from guerdon.signals.verifiable.answer_part import Reasoning, answering
@@ -194,7 +196,11 @@ def Length(
 ) -> TextSignal:
     """A penalty in [-1, 0] for length, towards a target or above a cap. See `layout.length_reward`."""
     if unit not in ("token", "char", "word"):
-        raise ValueError(f"unit={unit!r}: use 'token', 'char' or 'word'")
+        raise ConfigError(f"unit={unit!r}: use 'token', 'char' or 'word'")
+    require_range(0, above=True, target=target, cap=cap)
+    require_range(0, buffer=buffer)
+    if (target is None) == (cap is None) or (cap is not None and buffer >= cap):
+        raise ConfigError(f"target={target}, cap={cap}, buffer={buffer}: give a target, or a cap above its buffer")
     layout.length_reward(0, target=target, cap=cap, buffer=buffer)  # refuses contradictory options here
 
     def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
