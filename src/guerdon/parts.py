@@ -29,6 +29,42 @@ _WRONG_FORMS = {
 _TRL_ARGUMENTS = frozenset({"completions", "completion_ids", "trainer_state", "log_extra", "log_metric"})
 
 
+ASKED = ("everywhere", "rows", "once")
+
+
+def asked_of(part: object) -> str:
+    """Where a part that sees the whole batch is called: "everywhere" (on every rank), or "once", its answer handed to all ranks.
+
+    A part says so itself (`asked`: also "rows", its own rows on each rank where the engine can, else once). One that says nothing is
+    asked once where it holds a model behind an endpoint: those answers cost money, and may differ from rank to rank.
+    """
+    said = getattr(part, "asked", None)
+    if said is None:
+        return "once" if _holds_chat(part, 3) else "everywhere"
+    return "once" if said == "rows" else str(said)
+
+
+def _holds_chat(part: object, depth: int) -> bool:
+    """Whether some attribute, not too deep, is a chat model that is not a local one."""
+    if callable(getattr(type(part), "chat", None)):
+        return not hasattr(type(part), "token_logprobs")  # a local model computes the same on every rank
+    if depth == 0 or isinstance(part, (str, bytes, torch.Tensor, torch.nn.Module)):
+        return False
+    inner: list[Any] = list(getattr(part, "__dict__", {}).values())
+    inner += list(part.values()) if isinstance(part, Mapping) else []
+    inner += list(part) if isinstance(part, (list, tuple)) else []
+    inner += [cell.cell_contents for cell in getattr(part, "__closure__", None) or () if _filled(cell)]
+    return any(_holds_chat(value, depth - 1) for value in inner)
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 - an empty cell raises
+    except ValueError:
+        return False
+    return True
+
+
 def check_signals(signals: Any, system: str) -> None:
     """Raise ChainError unless `signals` is a dict from names to callables (rollouts, scores) -> Rewards."""
     if not isinstance(signals, Mapping):
@@ -80,6 +116,9 @@ def check_segments(segments: Any, system: str) -> None:
 
 def check_declarations(part: object, where: str) -> None:
     """Raise ChainError for a misspelt declaration that the part does not have in its right form: `scopes`, `need`, `centers`."""
+    asked = getattr(part, "asked", None)
+    if asked is not None and asked not in ASKED:
+        raise ChainError(f"{where} {_shown(part)} has asked={asked!r}: use one of {', '.join(ASKED)}")
     own = _own_attributes(part)
     for name in sorted(own):
         known = _misspelt(name)

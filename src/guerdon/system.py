@@ -20,7 +20,7 @@ from torch import Tensor
 
 from guerdon.errors import CapabilityError, ChainError
 from guerdon.labels import label, shown
-from guerdon.parts import check_chain, check_segments, check_signals
+from guerdon.parts import asked_of, check_chain, check_segments, check_signals
 from guerdon.rewards import Rewards, Scored, Scores, total_reward
 from guerdon.rollouts import Rollouts
 from guerdon.segment.placement import written_by_policy
@@ -33,6 +33,7 @@ TRAINER_STATE = (
 )
 SCOPES: tuple[Scope, ...] = ("row", "group", "batch")
 Segmenter = Callable[[Rollouts], Spans]
+Once = Callable[[Callable[[], Any]], Any]
 
 
 @runtime_checkable
@@ -100,6 +101,13 @@ def scope_of(part: object) -> Scope:
 
 def needs_of(part: object) -> frozenset[str]:
     return frozenset(getattr(part, "needs", ()))
+
+
+def _called(part: Any, once: Once | None, *arguments: Any) -> Any:
+    """What a part answers; asked `once` where it wants that and the engine has a way."""
+    if once is None or asked_of(part) == "everywhere":
+        return part(*arguments)
+    return once(lambda: part(*arguments))
 
 
 def model_roles(part: object) -> frozenset[str]:
@@ -244,19 +252,29 @@ class System:
         return rollouts.with_spans(**cut) if cut else rollouts
 
     def row_signals(self) -> list[str]:
-        """The leading signals of row scope: an engine may run them on local rows before it gathers."""
+        """The leading signals of row scope: an engine may run them on local rows before it gathers. Not those that are asked once."""
         names: list[str] = []
         for name, signal in self.signals.items():
-            if scope_of(signal) != "row":
+            if scope_of(signal) != "row" or getattr(signal, "asked", None) == "once":
                 break
             names.append(name)
         return names
 
-    def score(self, rollouts: Rollouts, *, only: Sequence[str] | None = None, scores: Scores | None = None) -> Scores:
-        """Run the signals (all, or `only` these) on top of `scores`. Rollouts must be `segmented`."""
+    def score(
+        self,
+        rollouts: Rollouts,
+        *,
+        only: Sequence[str] | None = None,
+        scores: Scores | None = None,
+        once: Once | None = None,
+    ) -> Scores:
+        """Run the signals (all, or `only` these) on top of `scores`. Rollouts must be `segmented`.
+
+        `once`: how an engine of several processes has a part asked on one of them, where all hold the same rollouts.
+        """
         scores = scores or Scores.empty(rollouts)
         for name in self.signals if only is None else only:
-            given = self.signals[name](rollouts, scores)
+            given = _called(self.signals[name], once, rollouts, scores)
             if isinstance(given, Scored):
                 logged, texts = {**scores.logged, **given.metrics}, {**scores.texts, **given.texts}
                 scores, given = replace(scores, logged=logged, texts=texts), given.rewards
@@ -275,17 +293,17 @@ class System:
                 scores = replace(scores, sources={**scores.sources, key: rewards}, raw={**scores.raw, key: rewards})
         return scores
 
-    def credit(self, scores: Scores, rollouts: Rollouts) -> Scores:
-        """Run the chain. Pure: the states it computes are in the result, and `commit` makes them current."""
+    def credit(self, scores: Scores, rollouts: Rollouts, *, once: Once | None = None) -> Scores:
+        """Run the chain. Pure: the states it computes are in the result, and `commit` makes them current. `once`: see `score`."""
         state: dict[int, Any] = {}
         hidden = self.diagnostics()
         shown = {name: rewards for name, rewards in scores.sources.items() if name not in hidden}
         scores = replace(scores, sources=shown).to(rollouts.device)
         for i, link in enumerate(self.chain):
             if i in self._state:
-                scores, state[i] = link(scores, rollouts, self._state[i])
+                scores, state[i] = _called(link, once, scores, rollouts, self._state[i])
             else:
-                scores = link(scores, rollouts)
+                scores = _called(link, once, scores, rollouts)
             scores = scores.to(rollouts.device)
         scores = replace(scores, reward=self._row_reward(scores), state=state)
         if self.chain:

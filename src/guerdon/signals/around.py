@@ -180,9 +180,8 @@ class Route:
         self.names = {name: name for name in routes} if names is None else dict(names)
         self.scope: Scope = max((scope_of(signal) for signal in routes.values()), key=SCOPES.index)
         self.needs = frozenset().union(*(needs_of(signal) for signal in routes.values()))
-        self.asked = (
-            "once" if any(getattr(signal, "asked", "") == "once" for signal in routes.values()) else "everywhere"
-        )
+        said = {getattr(signal, "asked", None) for signal in routes.values()}
+        self.asked = next((asked for asked in ("once", "rows", "everywhere") if asked in said), None)
         self.roles = tuple(dict.fromkeys(r for signal in routes.values() for r in getattr(signal, "roles", ())))
         self.level = {
             f"{route}.{sub}".rstrip("."): level

@@ -57,7 +57,7 @@ class RewardFunction:
     level = "sequence"
     needs: frozenset[str] = frozenset()
     roles = (TRAINER_STATE,)
-    asked = "once"  # where the engine would otherwise call it on every rank with the same rows
+    asked = "rows"  # its own rows on each rank, as in TRL; once where every rank would call it with the same rows
 
     def __init__(
         self,

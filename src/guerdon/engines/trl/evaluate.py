@@ -26,6 +26,7 @@ from guerdon.engines.trl.instruments import completion_logprobs
 from guerdon.engines.trl.runlog import EVAL, ROLLOUTS, rollout_records
 from guerdon.engines.trl.together import column_of, together_column, units_of
 from guerdon.errors import CapabilityError, ConfigError
+from guerdon.lm.ranks import once
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts, concat_rollouts
 from guerdon.system import System
@@ -142,7 +143,7 @@ class Evaluator(TrainerCallback):
                     local = self._sample(size)
                 rollouts, scores = trainer.score(local)
             with trainer.forked(clock, "held-out chain"):
-                scores = self.system.credit(scores, rollouts)
+                scores = self.system.credit(scores, rollouts, once=once)
             truth, reasons = self._measure_truth(measured)
             line = {"step": step, **self._numbers(measured, truth), **self._reward(rollouts, scores)}
         line["seconds"] = time.perf_counter() - began
@@ -205,7 +206,8 @@ class Evaluator(TrainerCallback):
     def _measure_truth(self, rollouts: Rollouts) -> tuple[Tensor | None, list[str]]:
         if self.truth is None:
             return None, []
-        return B.read_truth(self.truth(rollouts.last_turns, B.rows_of(rollouts)), len(rollouts))
+        truth = self.truth  # every rank holds all rows: one asks, a verifier may cost money or vary
+        return once(lambda: B.read_truth(truth(rollouts.last_turns, B.rows_of(rollouts)), len(rollouts)))
 
     def _numbers(self, rollouts: Rollouts, truth: Tensor | None) -> dict[str, Any]:
         """Of the rollouts that are the same whatever the system."""

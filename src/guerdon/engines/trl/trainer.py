@@ -27,7 +27,9 @@ from guerdon.engines.trl.instruments import Instruments
 from guerdon.engines.trl.resumable import ResumableTrainer
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
 from guerdon.engines.trl.together import together_sampler
+from guerdon.lm.ranks import once
 from guerdon.errors import CapabilityError, ChainError
+from guerdon.parts import asked_of
 from guerdon.rewards import Scores
 from guerdon.rollouts import Clock, Rollouts
 from guerdon.system import System, UpdateAt
@@ -203,7 +205,7 @@ class CreditTrainer(ResumableTrainer):
         scores = B.gather_scores(scores, processes)
         if rest := [name for name in self.system.signals if name not in rows]:
             with self.forked(clock, "signals"):
-                scores = self.system.score(rollouts, only=rest, scores=scores)
+                scores = self.system.score(rollouts, only=rest, scores=scores, once=once)
         return rollouts, scores
 
     def gathered(self, local: Rollouts) -> Rollouts:
@@ -224,7 +226,7 @@ class CreditTrainer(ResumableTrainer):
         """The chain on the global batch; in training also the states and the parts that learn after scoring."""
         clock = rollouts.clock
         with self.forked(clock, "chain"):
-            scores = self.system.credit(scores, rollouts)
+            scores = self.system.credit(scores, rollouts, once=once)
             if clock.training:
                 self.system.commit(scores)
         if clock.training:
@@ -308,7 +310,7 @@ class CreditTrainer(ResumableTrainer):
         for monitor in self.monitors:
             if callable(monitor):
                 with self.forked(rollouts.clock, "monitor"), self.instruments.measuring():
-                    self.hooks.learned(monitor(rollouts, scores) or {})
+                    self.hooks.learned(_watched(monitor, rollouts, scores) or {})
         step, every = self.state.global_step, self.rollout_log.every
         if every and step % every == 0 and self.run_log.active:
             first = list(dict.fromkeys(rollouts.groups.tolist()))[: self.rollout_log.groups]
@@ -392,6 +394,12 @@ def source_names(system: System) -> list[str]:
         level = getattr(signal, "level", "sequence")
         names += [name] if isinstance(level, str) else [f"{name}.{sub}" for sub in level]
     return names
+
+
+def _watched(monitor: Monitor, rollouts: Rollouts, scores: Scores) -> dict[str, float] | None:
+    if asked_of(monitor) == "everywhere":
+        return monitor(rollouts, scores)
+    return once(lambda: monitor(rollouts, scores))
 
 
 def _placeholder(name: str) -> Callable[..., list[float | None]]:

@@ -82,6 +82,11 @@ class Conciseness(OnDevice):
     level = "sequence"
     needs: frozenset[str] = frozenset()
 
+    @property
+    def asked(self) -> str | None:
+        """A judge is asked once; a model of our own scores each rank's rows."""
+        return "once" if hasattr(self.source, "chat") else None
+
     def __init__(
         self,
         model: Any,
