@@ -114,5 +114,5 @@ def test_where_a_part_is_asked() -> None:
     assert System({"f": function}).row_signals() == ["f"], "alone, each rank its own rows, as in TRL"
     assert System({"f": Asks(scope="row", asked="once")}).row_signals() == []
     assert Route({"a": Asks(scope="row"), "b": Asks(scope="row", asked="once")}, by="way").asked == "once"
-    with pytest.raises(ChainError, match="asked='twice'.*everywhere, rows, once"):
+    with pytest.raises(ChainError, match=r"asked='twice'.*everywhere, rows, once"):
         System({"f": Asks(asked="twice")})

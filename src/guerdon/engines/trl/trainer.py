@@ -27,8 +27,8 @@ from guerdon.engines.trl.instruments import Instruments
 from guerdon.engines.trl.resumable import ResumableTrainer
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
 from guerdon.engines.trl.together import together_sampler
-from guerdon.lm.ranks import once
 from guerdon.errors import CapabilityError, ChainError
+from guerdon.lm.ranks import once
 from guerdon.parts import asked_of
 from guerdon.rewards import Scores
 from guerdon.rollouts import Clock, Rollouts
