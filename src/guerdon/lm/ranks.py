@@ -46,9 +46,9 @@ def once(work: Callable[[], Done]) -> Done:
         finally:
             _alone.reset(token)
     dist.broadcast_object_list(outcome, src=0)
-    result, error = outcome[0]
-    if error is not None:
-        raise error
+    result, raised = outcome[0]
+    if raised is not None:
+        raise raised
     return result
 
 
