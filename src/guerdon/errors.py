@@ -43,6 +43,10 @@ class DataError(GuerdonError, ValueError):
     """A data file or record cannot be read as what it is said to be."""
 
 
+class TrainingFailed(GuerdonError):
+    """A run that stopped, or came to its end, without training anything. What there is to keep was saved, and it can be resumed."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """ " (did you mean 'pure'?)" for a misspelt word, or nothing where no known one is near: it goes behind the word in an error."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)

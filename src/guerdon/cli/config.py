@@ -65,6 +65,14 @@ class RunConfig(BaseModel):
     save_every: int | None = Field(
         None, ge=1, description="steps between checkpoints: what a kill -9 may lose; default 1 for tiny, 10 otherwise"
     )
+    stop_when_failed: int = Field(
+        3,
+        ge=0,
+        description="save and stop after so many generations in a row that no instrument could score; 0 = never",
+    )
+    stop_when_flat: int = Field(
+        20, ge=0, description="save and stop after so many generations when the reward has never varied; 0 = never"
+    )
     log_rollouts_every: int = Field(5, ge=1, description="steps between rollouts kept for the report")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all")
     columns: dict[str, str] = Field(

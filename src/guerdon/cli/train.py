@@ -19,7 +19,7 @@ from guerdon.cli.config import RunConfig
 from guerdon.cli.models import resolve_model
 from guerdon.cli.presets import preset_line
 from guerdon.cli.runfolder import last_record, provenance, read_manifest, write_manifest
-from guerdon.errors import ConfigError
+from guerdon.errors import ConfigError, TrainingFailed
 
 if TYPE_CHECKING:
     from guerdon.system import System
@@ -43,6 +43,7 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
     Raises:
         ConfigError: the folder holds another run, or a setting is wrong.
         KeyboardInterrupt: after the run was saved; the same call continues it.
+        TrainingFailed: nothing could be trained; the manifest says why, and the same call continues it.
     """
     folder = config.folder
     if settings.check_same(config, folder, restart=restart) == "new" and restart and folder.exists():
@@ -71,7 +72,7 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
             if said := preset_line(config):
                 console.print(said, highlight=False, soft_wrap=True)
         started = time.monotonic()
-        status = _train(config, parts, folder, quiet=quiet, console=console)
+        status, failure = _train(config, parts, folder, quiet=quiet, console=console)
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         write_manifest(
@@ -83,11 +84,16 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
     write_manifest(
         folder,
         status=status,
+        error=failure,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         seconds=round(time.monotonic() - started, 1),
     )
     if status == "interrupted":
         raise KeyboardInterrupt
+    if status == "failed":
+        raise TrainingFailed(
+            f"{failure}. {folder} holds what there is, with status 'failed'; the same command goes on from there"
+        )
     if not quiet:
         from guerdon.cli.outcome import print_table, write_report
         from guerdon.report import summarise
@@ -131,10 +137,16 @@ def resolve_parts(config: RunConfig) -> Parts:
     system = build(config.system, Context(task, tokenizer, policy, config.model))
     if not system.chain:
         raise ConfigError(f"{config.system} has no chain: it scores, and cannot train")
+    if "turns" in system.segments and task.environment is None:
+        raise ConfigError(
+            f"{config.system} pays the turns of an agent, and in task {config.task!r} nobody answers a turn: choose a task with an "
+            "environment (--task search)"
+        )
     return Parts(task, policy, tokenizer, system, chat=bool(getattr(tokenizer, "chat_template", None)))
 
 
-def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, console: Console) -> str:
+def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, console: Console) -> tuple[str, str | None]:
+    """Train; returns the manifest's status, and why where it is "failed"."""
     import torch
     from transformers import PrinterCallback
 
@@ -163,13 +175,15 @@ def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, consol
         rollout_func=multi_turn(parts.task.environment) if parts.task.environment is not None else None,
         rollout_log=RolloutLog(every=config.log_rollouts_every),
         log_dir=folder,
+        stop_when_failed=config.stop_when_failed or None,
+        stop_when_flat=config.stop_when_flat or None,
         callbacks=[] if quiet else [_bar_callback(config, folder, console)],
     )
     trainer.remove_callback(PrinterCallback)  # a dictionary a step; ours are in metrics.jsonl
     trainer.train(resume_from_checkpoint=True)
     if trainer.status == "finished":
         trainer.save_model(str(folder / "policy"))
-    return "done" if trainer.status == "finished" else "interrupted"
+    return "done" if trainer.status == "finished" else trainer.status, trainer.failure
 
 
 def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:

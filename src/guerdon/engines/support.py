@@ -60,6 +60,10 @@ TRL_LIMITS = {
     "eval_groups": "num_generations_eval=1 with a system of {scope} scope: a group of one has no statistics; set num_generations_eval to at least 2",
     "save_steps": "save_steps={value!r}: checkpoints must fall on generation boundaries, which come every {cycle} optimiser step(s) here; use a multiple of {cycle}",
     "save_strategy": "save_strategy={value!r} does not keep to generation boundaries; use save_strategy='steps' with save_steps a multiple of {cycle}, or 'no'",
+    "no_data": "the data gave no generation batch of {prompts} prompts after step {step} of {steps}: give more data, or make batches smaller",
+    "few_prompts": "the data has {have} prompt(s) and a generation batch holds {need} different ones, so that not one batch would be sampled: "
+    "give more data, or lower generation_batch_size / num_generations (per_device_train_batch_size, gradient_accumulation_steps, steps_per_generation)",
+    "prompt_column": "the data has no column 'prompt' (it has: {have}){hint}",
     "sharded_policy": "signals that run the policy ({needs}) need the same number of forwards on every rank under FSDP or ZeRO-3 and would deadlock; use DDP, or a system without them",
     "role": "{part} asks for a model by the role {role!r}, and the system names none: System(models={{{role!r}: Model('path or hub id')}})",
     "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen, copies them at the start of a phase, or moves them with the policy (ema, every:N)",

@@ -51,7 +51,8 @@ class RunDir:
         status = run.manifest.get("status")
         if status not in (None, "done"):
             last = run.metrics[-1]["step"] if run.metrics else 0
-            run.notes.append(f"status {status!r}: this is what it had at step {last}")
+            why = f" ({run.manifest['error']})" if run.manifest.get("error") else ""
+            run.notes.append(f"status {status!r}: this is what it had at step {last}{why}")
         return run
 
     @property

@@ -25,6 +25,7 @@ class StepHooks(TrainerCallback):
         grad_norm: of the running step, before clipping.
         generation: the numbers of the newest generation.
         pending: generations whose "after_policy_step" updates are due.
+        first_step: optimiser steps taken before this call of `train`.
     """
 
     def __init__(self, trainer: CreditTrainer) -> None:
@@ -33,6 +34,7 @@ class StepHooks(TrainerCallback):
         self.grad_norm: Any = None
         self.generation: dict[str, Any] = {}
         self.pending: list[tuple[Rollouts, Scores]] = []
+        self.first_step = 0
         self._learned: dict[str, float] = {}
         self._learning_rate = math.nan
         self._began = 0.0
@@ -46,6 +48,7 @@ class StepHooks(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.run_log.restart(state.global_step)
+        self.first_step = state.global_step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began = time.perf_counter()
@@ -62,6 +65,10 @@ class StepHooks(TrainerCallback):
                 trainer.learn(rollouts, scores, "after_policy_step")
             self.pending.clear()
         self._write(state.global_step)
+        failure = trainer.health.failure()
+        if failure is not None and trainer.at_boundary():
+            trainer.failure = failure
+            control.should_save = control.should_training_stop = True
         if self._asked_to_stop() and trainer.at_boundary():
             trainer.interrupt.obeyed = True
             control.should_save = control.should_training_stop = True

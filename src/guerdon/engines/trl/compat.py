@@ -18,7 +18,7 @@ import torch
 
 from guerdon.engines.support import limit
 from guerdon.engines.trl.together import PREFIX, together_column
-from guerdon.errors import CapabilityError, ConfigError
+from guerdon.errors import CapabilityError, ConfigError, DataError
 from guerdon.rollouts import Rollouts
 from guerdon.system import TRAINER_STATE, System
 
@@ -56,6 +56,15 @@ HOOKS: Mapping[str, tuple[str, ...]] = {
     "_get_grad_norm": ("model", "grad_norm"),
     "training_step": ("model", "inputs", "num_items_in_batch"),
 }
+PROMPT_NAMES = (
+    "question",
+    "problem",
+    "query",
+    "instruction",
+    "prompts",
+    "input",
+    "messages",
+)  # what prompts are often called
 ENGINE_ROLES = frozenset({"policy", TRAINER_STATE})  # what a trainer itself hands to parts that ask
 PROVIDED = frozenset(
     {"tokens", "offsets", "logprobs.old", "policy", "policy.score", "policy.logprobs", "policy.generate"}
@@ -108,6 +117,42 @@ def check_arguments(args: Any) -> None:
             raise ConfigError(limit("save_steps", value=args.save_steps, cycle=cycle))
     elif strategy != "no":
         raise ConfigError(limit("save_strategy", value=strategy, cycle=cycle))
+
+
+def prompts_needed(args: Any) -> int:
+    """Different prompts of a generation batch, over all ranks."""
+    return max(1, args.generation_batch_size // args.num_generations)
+
+
+def check_data(dataset: Any, args: Any) -> None:
+    """Refuse data without prompts, or with fewer than one generation batch: TRL leaves out a batch that is not whole, and would train nothing."""
+    if dataset is None:
+        return  # TRL says what it thinks of that
+    names = _columns_of(dataset)
+    if names is not None:
+        check_row(dict.fromkeys(names))
+    if hasattr(dataset, "__len__") and len(dataset) < prompts_needed(args):
+        raise ConfigError(limit("few_prompts", have=len(dataset), need=prompts_needed(args)))
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Refuse a row without a prompt, naming what there is. A stream shows its columns with its first row only."""
+    names = list(row)
+    if "prompt" not in names:
+        near = [name for name in PROMPT_NAMES if name in names]
+        hint = (
+            f"; rename it: dataset.rename_column({near[0]!r}, 'prompt')" if near else "; rename the one that holds them"
+        )
+        raise DataError(limit("prompt_column", have=", ".join(names) or "none", hint=hint))
+
+
+def _columns_of(dataset: Any) -> list[str] | None:
+    """The names of a data set's columns; None where they cannot be known without reading it."""
+    names = getattr(dataset, "column_names", None)
+    if isinstance(names, list):
+        return names
+    first = dataset[0] if isinstance(dataset, (list, tuple)) and dataset else None
+    return list(first) if isinstance(first, Mapping) else None
 
 
 def check_reference_path(model: Any, args: Any, peft: bool) -> None:

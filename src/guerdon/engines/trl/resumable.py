@@ -52,7 +52,9 @@ class ResumableTrainer(GRPOTrainer):
         options: of GRPOTrainer, by keyword.
 
     Attributes:
-        status: "ready", "running", "finished" or "interrupted" (Ctrl-C; a checkpoint was saved at the generation boundary).
+        status: "ready", "running", "finished", "interrupted" (Ctrl-C; a checkpoint was saved at the generation boundary) or "failed"
+            (nothing could be trained; a checkpoint was saved where there was a step to save).
+        failure: why it failed, in words; None otherwise.
         interrupt: whether somebody asked to stop.
     """
 
@@ -62,6 +64,7 @@ class ResumableTrainer(GRPOTrainer):
 
     def __init__(self, model: Any, **options: Any) -> None:
         self.status = "ready"
+        self.failure: str | None = None
         self.interrupt = Interrupt()
         self._use_cache = getattr(getattr(model, "config", None), "use_cache", True)
         super().__init__(model=model, **options)
@@ -79,7 +82,7 @@ class ResumableTrainer(GRPOTrainer):
         Ctrl-C saves at the next generation boundary and returns (`status` = "interrupted"); a second Ctrl-C stops at once.
         """
         resume = checkpoint.resolve_resume(resume_from_checkpoint, self.args.output_dir)
-        self.status = "running"
+        self.status, self.failure = "running", None
         with self.interrupt:
             try:
                 output = super().train(resume, *args, **kwargs)
@@ -90,8 +93,13 @@ class ResumableTrainer(GRPOTrainer):
             finally:
                 self._hand_back()
         stopped = self.interrupt.obeyed and self.state.global_step < self.state.max_steps
-        self.status = "interrupted" if stopped else "finished"
+        self.failure = None if stopped else self.failure or self.final_failure()
+        self.status = "interrupted" if stopped else "failed" if self.failure else "finished"
         return output
+
+    def final_failure(self) -> str | None:
+        """Why a run that ended by itself is not finished, or None."""
+        return None
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if (

@@ -22,6 +22,7 @@ from guerdon.engines.support import limit
 from guerdon.engines.trl import batch as B
 from guerdon.engines.trl import compat
 from guerdon.engines.trl.callbacks import StepHooks
+from guerdon.engines.trl.health import Health
 from guerdon.engines.trl.initial import plain_init
 from guerdon.engines.trl.instruments import Instruments
 from guerdon.engines.trl.resumable import ResumableTrainer
@@ -54,12 +55,17 @@ class CreditTrainer(ResumableTrainer):
             `Evaluator`s belong here too.
         rollout_log: which rollouts go to `rollouts.jsonl`.
         log_dir: folder of metrics.jsonl, rollouts.jsonl and eval.jsonl; default `args.output_dir`.
+        stop_when_failed: save and stop after so many generations in a row that instruments could not score (a judge that is down);
+            None = go on.
+        stop_when_flat: save and stop after so many generations without an advantage other than 0 where the run never had one; None = go
+            on. Objectives train without advantages, so a system with one is never flat.
 
     Raises:
         CapabilityError, ConfigError: what TRL cannot do with this system or configuration, and what to do instead.
 
     Attributes:
-        status: "ready", "running", "finished" or "interrupted", see `ResumableTrainer`.
+        status: "ready", "running", "finished", "interrupted" or "failed", see `ResumableTrainer`; `failure` says why.
+        health: what the training generations came to.
     """
 
     # What `transformers` types too widely for this trainer.
@@ -81,6 +87,8 @@ class CreditTrainer(ResumableTrainer):
         monitors: Sequence[Any] = (),
         rollout_log: RolloutLog | None = None,
         log_dir: str | Path | None = None,
+        stop_when_failed: int | None = 3,
+        stop_when_flat: int | None = 20,
         **trl_options: Any,
     ) -> None:
         compat.check_trl()
@@ -90,8 +98,10 @@ class CreditTrainer(ResumableTrainer):
         compat.check_system(system, args, peft=peft, evaluates=eval_dataset is not None)
         compat.check_reference_path(model, args, peft)
         compat.warn_about_temperature(system, args)
+        compat.check_data(train_dataset, args)
         self.system, self.truth, self.monitors = system, truth, list(monitors)
         self.rollout_log = rollout_log or RolloutLog()
+        self.health = Health(stop_when_failed, stop_when_flat, trains_anyway=bool(system.objectives))
         self._source_names = source_names(system)
         initial = any(getattr(monitor, "wants_initial_policy", False) for monitor in self.monitors)
         # Before TRL patches the policy.
@@ -258,6 +268,7 @@ class CreditTrainer(ResumableTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
+        compat.check_row(inputs[0])
         if mode == "train":
             self.hooks.learned(self.instruments.move(self.state.global_step + 1, self.state.max_steps or None))
         output = super()._generate_and_score_completions(inputs)
@@ -268,6 +279,7 @@ class CreditTrainer(ResumableTrainer):
         B.install_credit(output, scores, rollouts, self.accelerator.process_index)
         self._log_generation(mode, rollouts, scores, truth, reasons)
         if mode == "train":
+            self.health.see(rollouts, scores)
             assert rollouts.policy_mask is not None
             for text in compat.credit_warnings(self.args, scores.advantages, rollouts.policy_mask):
                 self._warn_once(text)
@@ -373,11 +385,19 @@ class CreditTrainer(ResumableTrainer):
     # -- what a checkpoint holds of a run, and its end ---------------------------------------------------------------------
 
     def run_state(self) -> dict[str, Any]:
-        return {"system": self.system.state_dict(), "models": self.instruments.state_dict()}
+        health = self.health.state_dict()
+        return {"system": self.system.state_dict(), "models": self.instruments.state_dict(), "health": health}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
         self.system.load_state_dict(state["system"])
         self.instruments.load_state_dict(state.get("models", {}))
+        self.health.load_state_dict(state.get("health", {}))
+
+    def final_failure(self) -> str | None:
+        step = self.state.global_step
+        if step == self.hooks.first_step and step < self.state.max_steps:
+            return f"no step was taken: {limit('no_data', step=step, steps=self.state.max_steps, prompts=compat.prompts_needed(self.args))}"
+        return self.health.at_the_end()
 
     def own_sampler(self, dataset: Any) -> Any:
         return together_sampler(self, dataset)
