@@ -63,7 +63,8 @@ ANSWERS = [1.0, 0.0, 1.0, 0.0]
 def test_pure_equals_its_vector_function_end_to_end():
     """The chain on cut text, against the conformance function on the token rewards written out by hand."""
     rollouts = batch()
-    scores = guerdon.systems.pure(prm=Given(STEPS, "steps"), verifier=Given(ANSWERS))(rollouts)
+    system = guerdon.systems.pure(prm=Given(STEPS, "steps"), verifier=Given(ANSWERS), padded_length="batch")
+    scores = system(rollouts)
     mask = rollouts.mask
     transformed = [[0.0] * mask.shape[1] for _ in TEXTS]
     ends = [[3, 6], [4], [2, 5, 7], [2]]  # "ab\n\n" ends at 3; the last step ends with the end-of-sequence token
@@ -80,6 +81,46 @@ def test_pure_equals_its_vector_function_end_to_end():
     torch.testing.assert_close(scores.advantages.double(), expected["advantages"], rtol=1e-4, atol=1e-5)
     softmin = [-0.4, 0.2, -0.3, -0.9]
     assert scores.reward.tolist() == pytest.approx([a + m for a, m in zip(ANSWERS, softmin, strict=True)], abs=1e-3)
+
+
+def test_pure_s_baseline_divides_by_the_length_cap_as_verl_pads_to_it():
+    """The vector function on the same rewards padded to the official cap of 7168, and to a cap of 20."""
+    rollouts = batch()
+    width = rollouts.mask.shape[1]
+    options = dict(prm=Given(STEPS, "steps"), verifier=Given(ANSWERS), kl_coef=0.0)
+    placed = guerdon.systems.pure(**options, adv_norm=False, padded_length=10**9)(rollouts).advantages.double()
+    rewards = (
+        placed.clone()
+    )  # with a baseline of nothing the advantages are the returns, whose differences are the rewards
+    rewards[:, :-1] -= placed[:, 1:]
+    found = {}
+    for cap in (7168, 20):
+        padded = torch.nn.functional.pad(rewards, (0, cap - width))
+        mask = torch.nn.functional.pad(rollouts.mask.double(), (0, cap - width))
+        expected = VECTORS["rloo_token_baseline_advantages"](padded.tolist(), mask.tolist(), [0, 0, 1, 1], True, "sum")
+        found[cap] = guerdon.systems.pure(**options, padded_length=cap)(rollouts).advantages.double()
+        torch.testing.assert_close(found[cap], expected["advantages"][:, :width], rtol=1e-4, atol=1e-5)
+    assert torch.equal(found[7168], guerdon.systems.pure(**options)(rollouts).advantages.double()), "the default"
+    batchwise = guerdon.systems.pure(**options, padded_length="batch")(rollouts).advantages.double()
+    assert float((batchwise - found[7168]).abs().max()) > 0.01
+    for wrong in (0, -1, "cap"):
+        with pytest.raises(ConfigError, match="padded_length"):
+            guerdon.systems.pure(**options, padded_length=wrong)
+
+
+def test_on_the_command_line_the_cap_is_the_run_s():
+    from guerdon.systems.context import Context, build
+    from guerdon.tasks import load_task
+
+    task = load_task("sums,train_size=20,held_out_size=5")
+
+    def baseline(model, cap=None, spec="pure:prm=anywhere"):
+        system = build(spec, Context(task, None, "policy", model, cap))
+        return next(link.padded_length for link in system.chain if type(link).__name__ == "LeaveOneOut")
+
+    assert baseline("smollm2") == task.max_completion_length and baseline("smollm2", 300) == 300
+    assert baseline("tiny") is None, "the width of the batch, as the recorded tables have it"
+    assert baseline("smollm2", 300, "pure:prm=anywhere,padded_length=99") == 99
 
 
 @pytest.mark.parametrize("baseline", ["token", "step"])

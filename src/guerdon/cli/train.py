@@ -134,7 +134,7 @@ def resolve_parts(config: RunConfig) -> Parts:
     own = task.tiny_policy if config.model == "tiny" else None
     policy = own() if own else resolve_model(config.model)
     tokenizer = load_tokenizer(policy)
-    system = build(config.system, Context(task, tokenizer, policy, config.model))
+    system = build(config.system, Context(task, tokenizer, policy, config.model, config.max_completion_length))
     if not system.chain:
         raise ConfigError(f"{config.system} has no chain: it scores, and cannot train")
     if "turns" in system.segments and task.environment is None:

@@ -49,7 +49,7 @@ class TaskReward:
         return f"TaskReward({self.task.name!r})"
 
 
-_OF_THE_TASK = ("tokenizer", "delimiter", "max_completion_length")
+_OF_THE_TASK = ("tokenizer", "delimiter", "max_completion_length", "padded_length")
 
 
 @dataclass
@@ -61,6 +61,7 @@ class Context:
         tokenizer: the policy's.
         policy: path or hub id of the starting policy.
         model: the word the user chose it by ("tiny", ...).
+        max_completion_length: the run's cap on completions, tokens; None = the task's.
         offers: further providers by parameter name; they win over the built-in ones.
     """
 
@@ -68,6 +69,7 @@ class Context:
     tokenizer: Any
     policy: str
     model: str = "tiny"
+    max_completion_length: int | None = None
     offers: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
 
     def provide(self, name: str) -> Any:
@@ -76,7 +78,9 @@ class Context:
             "verifier": lambda: TaskReward(self.task),
             "tokenizer": lambda: self.tokenizer,
             "delimiter": lambda: self.task.delimiter,
-            "max_completion_length": lambda: self.task.max_completion_length,
+            "max_completion_length": lambda: self._cap,
+            # The embedded task keeps to the batch's own width, with which this repository's tables were recorded.
+            "padded_length": lambda: "batch" if self.model == "tiny" else self._cap,
             "prm": self._process_reward_model,
             "crm": self._conciseness_model,
             "strong": lambda: self._tiny_model(aligned=True),
@@ -85,6 +89,11 @@ class Context:
             **self.offers,
         }
         return own[name]() if name in own else inspect.Parameter.empty
+
+    @property
+    def _cap(self) -> int:
+        """Tokens a completion of the run may have."""
+        return self.max_completion_length or self.task.max_completion_length
 
     def _process_reward_model(self) -> Any:
         """The small process reward model trained for the built-in task; others have to be named."""

@@ -69,7 +69,7 @@ def pure(
     kl_coef: float = 0.001,
     adv_norm: bool = True,
     mask_separators: bool = True,
-    padded_length: int | None = None,
+    padded_length: int | Literal["batch"] = 7168,
     retokenize: bool = False,
     convention: str | None = None,
 ) -> System:
@@ -88,10 +88,14 @@ def pure(
         kl_coef: per-token KL penalty inside the reward, k3 clamped to 10 (verl) or k1 (OpenRLHF); 0 needs no reference model.
         adv_norm: whiten advantages over the batch.
         mask_separators: OpenRLHF only: step ends get no gradient.
-        padded_length: L of the verl baseline; None = the width of the batch, as in the code.
+        padded_length: L of the verl baseline, tokens. verl pads every response to the run's length cap, 7168 in the official runs: give
+            your trainer's `max_completion_length` (`guerdon train` does). "batch" = the longest completion of the batch, which
+            makes the baseline larger, and different from batch to batch.
         retokenize: `prm` has another vocabulary than the policy: it reads the text.
         convention: how `prm` is read, where its checkpoint does not say; see `signals.learned.conventions.TABLE`.
     """
+    if padded_length != "batch" and (isinstance(padded_length, str) or padded_length < 1):
+        raise ConfigError(f"padded_length={padded_length!r}: the length cap in tokens, or 'batch'")
     mode = mode or ("prm" if verifier is None else "prm+vr")
     if mode not in ("prm", "vr", "prm+vr"):
         raise ConfigError(f"mode={mode!r}: use 'prm', 'vr' or 'prm+vr'")
@@ -107,7 +111,8 @@ def pure(
     transform = {"min": [MinForm(temperature)], "mean": [MinForm(temperature, weighted=False)]}.get(credit, [])
     shape = [WatchSteps("steps", warn_single=False), *[On("steps", link) for link in transform]] if steps else []
     if baseline == "verl":
-        links = _verl(steps, answer, credit, verifier_coef, kl_coef, adv_norm, padded_length)
+        width = None if padded_length == "batch" else padded_length
+        links = _verl(steps, answer, credit, verifier_coef, kl_coef, adv_norm, width)
     elif baseline in ("openrlhf_token", "openrlhf_step"):
         if credit == "strict_min":
             raise ConfigError("credit='strict_min' belongs to the verl branch: baseline='verl'")

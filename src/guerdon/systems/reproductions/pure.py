@@ -42,7 +42,7 @@ def run_arm(policy: str, credit: Any, task: FillerOrAnswer, seed: int, updates: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = kind(task, START)
-    system = pure(prm=ScriptedPRM(task), credit=credit)
+    system = pure(prm=ScriptedPRM(task), credit=credit, padded_length="batch")
     return train(fresh, task, system, Training(updates, batch=16, group_size=16, lr=lr), seed)
 
 
@@ -89,8 +89,9 @@ def advantage_gap(baseline: Any) -> float:
     lines = [f"{i}+{i}={2 * i}" for i in range(1, 9)]
     others = ["\n".join(["so we get 12"] * 4), "\n".join(["that is  7"] * 4)]
     system = pure(
-        prm=EqualScores(), delimiter="\n", baseline=baseline, adv_norm=False, mask_separators=False, kl_coef=0.0
-    )
+        prm=EqualScores(), delimiter="\n", baseline=baseline, adv_norm=False, mask_separators=False, kl_coef=0.0,
+        padded_length="batch",
+    )  # fmt: skip
     advantages = system(character_rollouts(["\n".join(lines), "".join(lines), *others])).advantages
     return float(advantages[1, 0] - advantages[0, 0])
 
@@ -113,7 +114,8 @@ def verifier_advantages(baseline: Any, seed: int, prompts: int = 10, group_size:
     rollouts.columns["answer"] = ["a" if known else None for known in answered.tolist()]
     # a step is one token here, so masking step ends would leave nothing to look at
     options: dict[str, Any] = {
-        "prm": ScriptedPRM(task), "baseline": baseline, "adv_norm": False, "kl_coef": 0.0, "mask_separators": False
+        "prm": ScriptedPRM(task), "baseline": baseline, "adv_norm": False, "kl_coef": 0.0, "mask_separators": False,
+        "padded_length": "batch",
     }  # fmt: skip
     both = pure(verifier=Verifier(task), **options)(rollouts).advantages
     steps_only = pure(**options)(rollouts).advantages
