@@ -20,6 +20,7 @@ _HOMES = {
     "guerdon.signals.likelihood.relative_perplexity": ("RelativePerplexity",),
     "guerdon.signals.noise": ("Noisy",),
     "guerdon.signals.reward_function": ("EnvironmentReward", "RewardFunction"),
+    "guerdon.signals.step_text": ("StepSignal", "step_signal"),
     "guerdon.signals.text": ("TextSignal", "text_signal"),
     "guerdon.signals.verifiable.patterns": ("ReasoningPatterns",),
     "guerdon.signals.verifiable.spoken": ("SpokenConfidence",),
