@@ -25,6 +25,8 @@ def annotate_command(
     seed: int,
     batch_size: int,
     model: str | None,
+    device: str | None = None,
+    dtype: str | None = None,
     sets: Sequence[str],
     restart: bool,
     quiet: bool,
@@ -42,7 +44,7 @@ def annotate_command(
     there = names_of(source)
     prompt, completion = prompt or first_of(PROMPT_COLUMNS, there), completion or first_of(COMPLETION_COLUMNS, there)
     name, signal = reward_by_name(reward, sets, there)
-    bind_models(signal, model)
+    bind_models(signal, model, device=device, dtype=dtype)
     with Progress(console=console, disable=quiet, transient=True) as progress:
         bar = progress.add_task(name, total=None)
 

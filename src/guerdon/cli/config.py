@@ -74,6 +74,10 @@ class RunConfig(BaseModel):
         20, ge=0, description="save and stop after so many generations when the reward has never varied; 0 = never"
     )
     log_rollouts_every: int = Field(5, ge=1, description="steps between rollouts kept for the report")
+    device: str | None = Field(None, description="cpu | cuda; default: a GPU where there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the policy's weights and of every frozen model beside it; default float32"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; default all")
     columns: dict[str, str] = Field(
         default_factory=dict, description="names of the data's columns: {prompt: ..., answer: ...}"

@@ -43,6 +43,10 @@ Task = Annotated[
     str | None, typer.Option(help="sums | reasoning-gym:NAME[,key=value] | FILE.jsonl | FILE.parquet | hub data set")
 ]
 ModelName = Annotated[str | None, typer.Option("--model", help="tiny | smollm2 | hub id | path")]
+Device = Annotated[
+    str | None, typer.Option(help="where models are loaded: cpu | cuda | cuda:1 (a trainer: cpu or cuda)")
+]
+Dtype = Annotated[str | None, typer.Option(help="of models' weights: float32 | bfloat16 | float16")]
 Out = Annotated[str | None, typer.Option(help="folder for results")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of torch")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="also write the numbers to this file")]
@@ -52,6 +56,13 @@ GroupSize = Annotated[int | None, typer.Option(help="rollouts of each prompt")]
 PromptsPerStep = Annotated[int | None, typer.Option(help="prompts of each optimiser step")]
 LearningRate = Annotated[float | None, typer.Option(help="default: the model's suggested one")]
 EvalEvery = Annotated[int | None, typer.Option(help="steps between measurements on held-out prompts")]
+
+
+def named_dtype(word: str | None) -> str | None:
+    """`--dtype bf16` as settings write it."""
+    from guerdon.cli.device import dtype_name
+
+    return None if word is None else dtype_name(word)
 
 
 def _print_version(asked: bool) -> None:
@@ -100,6 +111,11 @@ def train(
     learning_rate: LearningRate = None,
     eval_every: EvalEvery = None,
     lora_rank: Annotated[int | None, typer.Option(help="0 = train all weights")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what would be loaded where, with bytes, from configurations alone")
+    ] = False,
     threads: Threads = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -116,9 +132,14 @@ def train(
     flags = {
         "system": system, "task": task, "model": model, "steps": steps, "seed": seed, "out": out, "group_size": group_size,
         "prompts_per_step": prompts_per_step, "learning_rate": learning_rate, "eval_every": eval_every, "lora_rank": lora_rank,
-        "threads": threads,
+        "threads": threads, "device": device, "dtype": named_dtype(dtype),
     }  # fmt: skip
     settings = resolve(RunConfig, config, flags, set_ or [])
+    if dry_run:
+        from guerdon.cli.dry_run import dry_run as show_plan
+
+        show_plan(settings, Console())
+        return
     from guerdon.cli.train import train_run
 
     train_run(settings, restart=restart, quiet=quiet, console=console)
@@ -140,6 +161,8 @@ def compare(
     learning_rate: LearningRate = None,
     eval_every: EvalEvery = None,
     jobs: Annotated[int | None, typer.Option(help="runs at once; default one per core")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     threads: Threads = None,
     config: ConfigFile = None,
     set_: Sets = None,
@@ -155,7 +178,7 @@ def compare(
     flags = {
         "systems": names, "seeds": seeds, "task": task, "model": model, "steps": steps, "out": out, "group_size": group_size,
         "prompts_per_step": prompts_per_step, "learning_rate": learning_rate, "eval_every": eval_every, "jobs": jobs,
-        "threads": threads,
+        "threads": threads, "device": device, "dtype": named_dtype(dtype),
     }  # fmt: skip
     settings = resolve(CompareConfig, config, flags, set_ or [])
     from guerdon.cli.compare import compare_systems
@@ -198,6 +221,8 @@ def score(
         typer.Option(help="with --endpoint: the served model's tokenizer; default: loaded by --model's name"),
     ] = None,
     set_: Options = None,
+    device: Device = None,
+    dtype: Dtype = None,
     restart: Restart = False,
     quiet: Quiet = False,
 ) -> None:
@@ -209,7 +234,7 @@ def score(
 
     score_command(
         source, target, reward, prompt=prompt, completion=completion, group=group, batch_size=batch_size, model=model,
-        endpoint=endpoint, tokenizer=tokenizer, sets=set_ or [], restart=restart, quiet=quiet, console=console,
+        endpoint=endpoint, tokenizer=tokenizer, device=device, dtype=dtype, sets=set_ or [], restart=restart, quiet=quiet, console=console,
     )  # fmt: skip
 
 
@@ -233,6 +258,8 @@ def annotate(
     batch_size: Annotated[int, typer.Option(help="input rows at once")] = 16,
     model: ModelName = None,
     set_: Options = None,
+    device: Device = None,
+    dtype: Dtype = None,
     restart: Restart = False,
     quiet: Quiet = False,
 ) -> None:
@@ -244,8 +271,8 @@ def annotate(
 
     annotate_command(
         source, target, reward, part=part, prompt=prompt, responses=responses, completion=completion,
-        length_tolerance=length_tolerance, seed=seed, batch_size=batch_size, model=model, sets=set_ or [], restart=restart,
-        quiet=quiet, console=console,
+        length_tolerance=length_tolerance, seed=seed, batch_size=batch_size, model=model, device=device, dtype=dtype, sets=set_ or [],
+        restart=restart, quiet=quiet, console=console,
     )  # fmt: skip
 
 

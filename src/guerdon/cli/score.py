@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from guerdon.cli.device import torch_device, torch_dtype
 from guerdon.cli.models import resolve_model
 from guerdon.errors import ConfigError, nearest
 from guerdon.system import System, model_roles
@@ -48,6 +49,8 @@ def score_command(
     model: str | None,
     endpoint: str | None = None,
     tokenizer: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
     sets: Sequence[str],
     restart: bool,
     quiet: bool,
@@ -63,7 +66,7 @@ def score_command(
     there = names_of(source)
     prompt, completion = prompt or first_of(PROMPT_COLUMNS, there), completion or first_of(COMPLETION_COLUMNS, there)
     name, part = reward_by_name(reward, sets, there)
-    provides = bind_models(part, model, endpoint, tokenizer)
+    provides = bind_models(part, model, endpoint, tokenizer, device=device, dtype=dtype)
     config = {"model": model} | ({"endpoint": endpoint, "tokenizer": tokenizer} if endpoint else {})
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[seen]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=quiet) as progress:
@@ -172,7 +175,13 @@ def call_with(factory: Any, options: dict[str, Any], name: str) -> Any:
 
 
 def bind_models(
-    part: Any, model: str | None, endpoint: str | None = None, tokenizer: str | None = None
+    part: Any,
+    model: str | None,
+    endpoint: str | None = None,
+    tokenizer: str | None = None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> frozenset[str]:
     """Load `--model`, or reach it at `--endpoint`, for every role the reward asks for; returns what that provides.
 
@@ -183,6 +192,10 @@ def bind_models(
     if tokenizer is not None and endpoint is None:
         raise ConfigError("--tokenizer goes with --endpoint: a local model brings its own")
     parts = part.parts() if isinstance(part, System) else [part]
+    if device is not None or dtype is not None:
+        for inner in parts:
+            if callable(getattr(inner, "to", None)):
+                inner.to(torch_device(device or "cpu"), torch_dtype(dtype))
     roles = sorted({role for inner in parts for role in model_roles(inner)})
     if not roles:
         if endpoint is not None:
@@ -193,17 +206,17 @@ def bind_models(
             f"this reward reads the model in the role of {', '.join(roles)}: give it with --model (a hub id, a path or smollm2; "
             f"with --endpoint the name the server knows)"
         )
-    loaded = _served(model, endpoint, tokenizer) if endpoint is not None else _local(model)
+    loaded = _served(model, endpoint, tokenizer) if endpoint is not None else _local(model, device, dtype)
     for inner in parts:
         for role in sorted(model_roles(inner)):
             inner.bind(role, loaded)
     return frozenset({*roles, *(f"{role}.score" for role in roles)})
 
 
-def _local(model: str) -> Any:
+def _local(model: str, device: str | None, dtype: str | None) -> Any:
     from guerdon.lm import LocalModel
 
-    return LocalModel(resolve_model(model))
+    return LocalModel(resolve_model(model), device=torch_device(device), dtype=torch_dtype(dtype) or "float32")
 
 
 def _served(model: str, url: str, tokenizer: str | None) -> Any:

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from guerdon.cli import config as settings
 from guerdon.cli.config import RunConfig
+from guerdon.cli.device import dtype_name, training_device
 from guerdon.cli.models import resolve_model
 from guerdon.cli.presets import preset_line
 from guerdon.cli.runfolder import last_record, provenance, read_manifest, write_manifest
@@ -186,6 +187,21 @@ def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, consol
     return "done" if trainer.status == "finished" else trainer.status, trainer.failure
 
 
+def micro_batch(config: RunConfig, rollouts: int) -> int:
+    """Rollouts of one forward: what was set, all of a step for the tiny model, else the most up to 8 that divide a step.
+
+    Raises:
+        ConfigError: what was set does not divide the step.
+    """
+    fits = max(size for size in range(1, 9) if rollouts % size == 0)  # groups of 5 or 6 have no micro-batch of 8
+    micro = config.micro_batch or (rollouts if config.model == "tiny" else fits)
+    if rollouts % micro:
+        raise ConfigError(
+            f"micro_batch={micro} does not divide the {rollouts} rollouts of a step ({config.prompts_per_step} prompts x {config.group_size})"
+        )
+    return micro
+
+
 def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
     """The trl.GRPOConfig of a run: our few words, then whatever `grpo` says."""
     import torch
@@ -193,12 +209,8 @@ def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
 
     tiny = config.model == "tiny"
     rollouts = config.prompts_per_step * config.group_size
-    fits = max(size for size in range(1, 9) if rollouts % size == 0)  # groups of 5 or 6 have no micro-batch of 8
-    micro = config.micro_batch or (rollouts if tiny else fits)
-    if rollouts % micro:
-        raise ConfigError(
-            f"micro_batch={micro} does not divide the {rollouts} rollouts of a step ({config.prompts_per_step} prompts x {config.group_size})"
-        )
+    micro = micro_batch(config, rollouts)
+    gpu = training_device(config.device) == "cuda"
     values: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "max_steps": config.steps,
@@ -219,12 +231,19 @@ def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
-        "gradient_checkpointing": torch.cuda.is_available(),  # memory is what a GPU lacks; a CPU lacks time
-        "use_cpu": not torch.cuda.is_available(),
-        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "gradient_checkpointing": gpu,  # memory is what a GPU lacks; a CPU lacks time
+        "use_cpu": not gpu,
+        "bf16": gpu and torch.cuda.is_bf16_supported(),
     }
+    if config.dtype is not None:
+        values["model_init_kwargs"] = {
+            "dtype": dtype_name(config.dtype),
+            **(config.grpo.get("model_init_kwargs") or {}),
+        }
     try:
-        return GRPOConfig(**{**values, **config.grpo})
+        return GRPOConfig(
+            **{**values, **config.grpo, **({"model_init_kwargs": values["model_init_kwargs"]} if config.dtype else {})}
+        )
     except (TypeError, ValueError) as error:  # a key or a value that TRL refuses
         raise ConfigError(f"grpo: {error}") from error
 

@@ -20,12 +20,14 @@ from torch import Tensor
 from guerdon.errors import ConfigError, DataError
 from guerdon.rewards import Rewards, Scored, Scores
 from guerdon.rollouts import Rollouts
+from guerdon.signals.held import Held, held_by
 from guerdon.spans import Spans
 from guerdon.system import SCOPES, Scope, needs_of, scope_of
 
 Given = Rewards | Mapping[str, Rewards] | Scored
 _HANDED_ON = (
     "to",
+    "held",
     "writes",
     "scope",
     "needs",
@@ -233,6 +235,10 @@ class Route:
         return replace(
             rewards, values=values, spans=replace(rewards.spans, mask=mask), reasons={**rewards.reasons, **reasons}
         )
+
+    def held(self) -> list[Held]:
+        """The models of all routes."""
+        return [model for signal in self.routes.values() for model in held_by(signal)]
 
     def to(self, device: Any, dtype: Any = None) -> None:
         """Place the models of the routes that have some."""

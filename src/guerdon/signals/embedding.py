@@ -25,6 +25,7 @@ from torch import Tensor
 
 from guerdon.errors import ConfigError, ShapeError
 from guerdon.extras import require
+from guerdon.signals.held import Held
 from guerdon.signals.text import TextSignal
 from guerdon.signals.verdict import Verdict, instrument_failure, shown
 from guerdon.signals.verifiable.extraction import Extract, extractor
@@ -114,6 +115,10 @@ class SentenceEmbedder:
 
     def __repr__(self) -> str:
         return f"SentenceEmbedder({self.source!r})"
+
+    def held(self) -> list[Held]:
+        """The encoder, in float32."""
+        return [Held(self._path(), "encoder", torch.float32)]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """Place the model, now or when it is loaded, unless the caller said where; it stays float32."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
+
+from guerdon.signals.held import Held
 
 
 class OnDevice:
@@ -15,6 +17,7 @@ class OnDevice:
     """
 
     source: Any
+    head: ClassVar[Literal["causal", "steps", "score"]]
     _device: Any
     _dtype: torch.dtype | None
     _model: Any
@@ -31,6 +34,11 @@ class OnDevice:
         self._dtype = dtype if chosen[1] is None and not isinstance(self.source, nn.Module) else chosen[1]
         if self._model is not None:
             place(self._model, self._device, self._dtype)
+
+    def held(self) -> list[Held]:
+        """What it will load."""
+        source = getattr(self.source, "model", self.source)  # a LocalModel's
+        return [Held(source, self.head, self.__dict__.get("_chosen", (None, self._dtype))[1])]
 
 
 def place(model: Any, device: Any, dtype: torch.dtype | None = None) -> None:

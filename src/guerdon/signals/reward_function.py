@@ -30,6 +30,7 @@ from guerdon.errors import CapabilityError, ConfigError, MissingColumn, ShapeErr
 from guerdon.lm.background import run
 from guerdon.rewards import Rewards, Scored, Scores
 from guerdon.rollouts import Rollouts
+from guerdon.signals.held import Held, held_by
 from guerdon.signals.learned.layouts import PrmInput, pad_rows, padding_id
 from guerdon.signals.learned.scalar import RewardModel
 from guerdon.spans import Spans
@@ -88,6 +89,10 @@ class RewardFunction:
 
     def __repr__(self) -> str:
         return f"RewardFunction({self.name!r})"
+
+    def held(self) -> list[Held]:
+        """The model in the function's place, where there is one."""
+        return held_by(self._model)
 
     def to(self, device: Any, dtype: Any = None) -> None:
         """Place the model, where there is one."""

@@ -17,6 +17,7 @@ from guerdon.paths import column_values
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.conversation import completion_text
+from guerdon.signals.held import Held, held_by
 from guerdon.signals.verdict import Verdict
 
 BatchCheck = Callable[[Sequence[str], Mapping[str, Sequence[Any]]], Sequence[Verdict]]
@@ -50,6 +51,10 @@ class TextSignal:
 
     def __repr__(self) -> str:
         return f"{self.name}({self.settings})"
+
+    def held(self) -> list[Held]:
+        """What its model loads."""
+        return held_by(self.model)
 
     def to(self, device: Any, dtype: Any = None) -> None:
         """Place the model, where there is one that can be."""

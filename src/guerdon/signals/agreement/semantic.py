@@ -25,6 +25,7 @@ from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement.answers import answer_rule
 from guerdon.signals.embedding import cosine_similarity, embedder
+from guerdon.signals.held import Held, held_by
 from guerdon.signals.placing import place
 from guerdon.signals.verifiable.extraction import Extract
 from guerdon.signals.verifiable.text_match import squad_normalise
@@ -109,6 +110,10 @@ class Embedding:
 
     def __repr__(self) -> str:
         return f"Embedding({self.embed!r}, floor={self.floor}, threshold={self.threshold})"
+
+    def held(self) -> list[Held]:
+        """The embedder's."""
+        return held_by(self.embed)
 
     def to(self, device: Any, dtype: Any = None) -> None:
         """Place the embedder, where it can be."""
@@ -200,6 +205,10 @@ class SemanticAgreement:
             raise ConfigError(f"peers={self.peers!r}: use 'all' or 'same_outcome'")
         self.compare = similarity_of(self.similarity)
         self._answer = (lambda text: text) if self.extract is None else answer_rule(self.extract)
+
+    def held(self) -> list[Held]:
+        """What compares meanings."""
+        return held_by(self.compare)
 
     def to(self, device: Any, dtype: Any = None) -> None:
         """Place what compares meanings, where it can be."""

@@ -78,6 +78,7 @@ class Conciseness(OnDevice):
     template: with {question} and {solution}; None = what the CRM was trained with, else `TEMPLATE`.
     """
 
+    head = "causal"
     scope = "row"
     level = "sequence"
     needs: frozenset[str] = frozenset()

@@ -98,6 +98,7 @@ class StepClassifier(OnDevice):
         CapabilityError: ids of another vocabulary and no `retokenize`.
     """
 
+    head = "steps"
     scope = "row"
     needs: frozenset[str] = frozenset()
 

@@ -49,6 +49,7 @@ class RewardModel(OnDevice):
         CapabilityError: ids of another vocabulary and no `retokenize`.
     """
 
+    head = "score"
     scope = "row"
     level = "sequence"
     needs: frozenset[str] = frozenset()

@@ -20,6 +20,7 @@ from torch import Tensor
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
+from guerdon.signals.held import Held
 from guerdon.signals.likelihood.customise import Customisation
 from guerdon.signals.placing import place
 
@@ -165,6 +166,11 @@ class DensityRatio:
     def bind(self, role: str, instrument: Any) -> None:
         """Take the model of a role that was not given."""
         self._models[role] = instrument
+
+    def held(self) -> list[Held]:
+        """Both models, unless an engine brings them."""
+        given = {role: getattr(source, "model", source) for role, source in self.sources.items() if source is not None}
+        return [Held(source, "causal", None, role) for role, source in given.items()]
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> None:
         """Place both models, and a router's, now or when they are loaded; what came loaded keeps its dtype."""
