@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from engine_kit import (
     token_system,
 )
 
-from guerdon.engines.trl import CreditTrainer, compat
+from guerdon.engines.trl import CreditTrainer, Evaluator, compat
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.system import Model
 
@@ -125,6 +126,55 @@ def test_sharded_policy_signals_are_refused() -> None:
     with pytest.raises(CapabilityError, match="deadlock"):
         compat.check_sharding(sharded, plain_system(Needy(roles=("policy",))))
     compat.check_sharding(sharded, plain_system())
+    for needs in (("logprobs.old",), ("logprobs.reference",), ("policy.generate",)):  # pure, clip_delta, ...
+        with pytest.raises(CapabilityError, match=f"{needs[0]}.*ZeRO stage 1 or 2"):
+            compat.check_sharding(sharded, plain_system(Needy(*needs)))
+    own = dataclasses.replace(plain_system(Needy("logprobs.reference")), models={"reference": Model("somewhere")})
+    compat.check_sharding(sharded, own)  # every rank has the named model whole
+
+
+@pytest.mark.parametrize("how", ["plugin", "config", "arguments"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_only_stage_three_shards_the_weights(stage: int, how: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    plugin = {
+        "plugin": SimpleNamespace(zero_stage=stage),
+        "config": SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}}),
+        "arguments": None,
+    }[how]
+    trainer = SimpleNamespace(
+        is_fsdp_enabled=False,
+        is_deepspeed_enabled=True,
+        accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
+        args=SimpleNamespace(deepspeed=str(path) if how == "arguments" else None),
+    )
+    needy = plain_system(Needy("logprobs.old"))
+    if stage == 3:
+        with pytest.raises(CapabilityError, match="deadlock"):
+            compat.check_sharding(trainer, needy)
+    else:
+        compat.check_sharding(trainer, needy)
+
+
+def test_published_systems_that_run_the_policy_are_known() -> None:
+    from guerdon.systems import clip_delta, pure
+
+    sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
+    for system in (pure(prm="nowhere", kl_coef=0.01), clip_delta(prm="nowhere", verifier=Letters(), kl_coef=0.01)):
+        with pytest.raises(CapabilityError, match="logprobs"):
+            compat.check_sharding(sharded, system)
+
+
+def test_the_evaluators_kl_is_refused_where_the_policy_is_sharded(
+    policy_path: str, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = plain_system()
+    trainer = CreditTrainer(policy_path, system, config(), dataset())
+    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
+    with pytest.raises(CapabilityError, match="kl=False"):
+        Evaluator(dataset(), None, system).attach(trainer)
+    Evaluator(dataset(), None, system, kl=False).attach(trainer)
 
 
 def test_another_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

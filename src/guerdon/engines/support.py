@@ -64,11 +64,14 @@ TRL_LIMITS = {
     "few_prompts": "the data has {have} prompt(s) and a generation batch holds {need} different ones, so that not one batch would be sampled: "
     "give more data, or lower generation_batch_size / num_generations (per_device_train_batch_size, gradient_accumulation_steps, steps_per_generation)",
     "prompt_column": "the data has no column 'prompt' (it has: {have}){hint}",
-    "sharded_policy": "signals that run the policy ({needs}) need the same number of forwards on every rank under FSDP or ZeRO-3 and would deadlock; use DDP, or a system without them",
+    "sharded_policy": "signals that run the policy ({needs}) need the same number of forwards on every rank under FSDP or ZeRO-3 and would deadlock; "
+    "use DDP or ZeRO stage 1 or 2, or a system without them",
+    "sharded_evaluator": "Evaluator(kl=True) runs the policy beside TRL, which deadlocks under FSDP or ZeRO-3: give it kl=False (TRL's own kl is in the log with beta > 0), "
+    "or use DDP or ZeRO stage 1 or 2",
     "role": "{part} asks for a model by the role {role!r}, and the system names none: System(models={{{role!r}: Model('path or hub id')}})",
     "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen, copies them at the start of a phase, or moves them with the policy (ema, every:N)",
     "moving_adapter": "models[{role!r}] has refresh={refresh!r} and the policy is trained by an adapter: an average of adapters is not the adapter of an average; train all weights",
-    "moving_sharded": "models[{role!r}] has refresh={refresh!r}, which averages whole weights, and FSDP or ZeRO-3 leaves none whole: use DDP",
+    "moving_sharded": "models[{role!r}] has refresh={refresh!r}, which averages whole weights, and FSDP or ZeRO-3 leaves none whole: use DDP or ZeRO stage 1 or 2",
     "adapter_reference": "the policy's {kind} adapter changes the base already, so the policy it began as needs a frozen copy of the adapter, and it cannot be there "
     "twice ({why}): merge it into the base (merge_and_unload) and train a new one, or name a reference, System(models={{'reference': Model('path')}})",
     "reference_missing": "logprobs.reference is needed and there is no reference: name one (System(models={'reference': Model('path')})), train LoRA (the policy without its adapter) or set beta > 0",

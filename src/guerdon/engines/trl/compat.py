@@ -7,6 +7,7 @@ this file.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import math
 import warnings
@@ -20,7 +21,7 @@ from guerdon.engines.support import limit
 from guerdon.engines.trl.together import PREFIX, together_column
 from guerdon.errors import CapabilityError, ConfigError, DataError
 from guerdon.rollouts import Rollouts
-from guerdon.system import TRAINER_STATE, System
+from guerdon.system import TRAINER_STATE, System, model_roles
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ def check_reference_path(model: Any, args: Any, peft: bool) -> None:
 
 def check_reference_weights(trainer: Any) -> None:
     """The reference TRL loaded must be the policy that was passed, weight for weight."""
-    if trainer.ref_model is None or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+    if trainer.ref_model is None or is_sharded(trainer):
         return  # sharded parameters have other names and shapes: nothing to compare here
     policy = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
     reference = dict(trainer.accelerator.unwrap_model(trainer.ref_model).named_parameters())
@@ -246,16 +247,51 @@ def warn_about_unscored(matrix: torch.Tensor, rollouts: Rollouts) -> None:
         )
 
 
+def is_sharded(trainer: Any) -> bool:
+    """Whether no rank has the policy whole: FSDP, or DeepSpeed's ZeRO stage 3. Stages 1 and 2 leave the weights whole on every rank."""
+    if getattr(trainer, "is_fsdp_enabled", False):
+        return True
+    return bool(getattr(trainer, "is_deepspeed_enabled", False)) and zero_stage(trainer) not in (0, 1, 2)
+
+
+def zero_stage(trainer: Any) -> int | None:
+    """DeepSpeed's ZeRO stage of a trainer; None where it does not say one."""
+    accelerator, args = getattr(trainer, "accelerator", None), getattr(trainer, "args", None)
+    plugin = getattr(getattr(accelerator, "state", None), "deepspeed_plugin", None) or getattr(
+        args, "deepspeed_plugin", None
+    )
+    config = getattr(plugin, "deepspeed_config", None) or getattr(args, "deepspeed", None)
+    if isinstance(config, str) and Path(config).is_file():
+        config = json.loads(Path(config).read_text())
+    optimisation = config.get("zero_optimization", {}) if isinstance(config, Mapping) else {}
+    for stage in (getattr(plugin, "zero_stage", None), optimisation.get("stage")):
+        if str(stage).isdigit():
+            return int(str(stage))
+    return None
+
+
 def check_sharding(trainer: Any, system: System) -> None:
     """Token-budget micro-batches give ranks unequal numbers of forwards, which sharded models cannot survive."""
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if not is_sharded(trainer):
+        return
     for role, model in system.models.items():
-        if sharded and model.moves:
+        if model.moves:
             raise CapabilityError(f"{system.name}: {limit('moving_sharded', role=role, refresh=model.refresh)}")
-    needs = sorted(need for need in system.needs if need.startswith("policy"))
-    asks = needs or [role for part in system.parts() for role in getattr(part, "roles", ()) if role == "policy"]
-    if asks and sharded:
-        raise CapabilityError(f"{system.name}: {limit('sharded_policy', needs=', '.join(asks))}")
+    if needs := policy_forwards(system):
+        raise CapabilityError(f"{system.name}: {limit('sharded_policy', needs=', '.join(needs))}")
+
+
+def policy_forwards(system: System) -> list[str]:
+    """What makes this engine run the policy's weights beside TRL: needs of the parts, and the roles they ask for.
+
+    Log-probabilities of a role are the policy's own forwards, or those of a reference that is sharded with it, unless the system
+    names another model for the role.
+    """
+    needs = [need for need in system.needs if need.partition(".")[0] == "policy"]
+    needs += [n for n in system.needs if n.startswith("logprobs.") and n.partition(".")[2] not in system.models]
+    roles = {role for part in system.parts() for role in model_roles(part)}
+    needs += [role for role in ("policy", "reference") if role in roles and role not in system.models]
+    return sorted(dict.fromkeys(needs))
 
 
 def credit_warnings(args: Any, advantages: torch.Tensor, mask: torch.Tensor) -> list[str]:

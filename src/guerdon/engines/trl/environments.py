@@ -180,7 +180,9 @@ def _policy(trainer: Any) -> LocalModel:
 
 
 def _refuse_sharded(trainer: Any) -> None:
-    if getattr(trainer, "is_fsdp_enabled", False) or getattr(trainer, "is_deepspeed_enabled", False):
+    from guerdon.engines.trl.compat import is_sharded  # needs TRL's own imports
+
+    if is_sharded(trainer):
         raise CapabilityError(
             "rollouts of several turns are sampled by each rank's own copy of the policy, and FSDP or ZeRO-3 leaves none whole: use DDP"
         )

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from guerdon.engines.support import limit
 from guerdon.engines.trl import batch as B
+from guerdon.engines.trl.compat import is_sharded
 from guerdon.engines.trl.instruments import completion_logprobs
 from guerdon.engines.trl.runlog import EVAL, ROLLOUTS, rollout_records
 from guerdon.engines.trl.together import column_of, together_column, units_of
@@ -100,6 +102,8 @@ class Evaluator(TrainerCallback):
             raise ConfigError(
                 f"the evaluator measures {self.system.name!r} and the trainer trains {trainer.system.name!r}: give both the same System object"
             )
+        if self.kl and is_sharded(trainer):
+            raise CapabilityError(limit("sharded_evaluator"))
         self._trainer = trainer
         column = together_column(self.system)
         if column is not None:
