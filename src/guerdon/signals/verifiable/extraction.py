@@ -60,6 +60,12 @@ def last_tag(text: str) -> str | None:
     return text[start + len(_ANSWER_OPEN) : end].strip() if start >= 0 else None
 
 
+def tagged_or_all(text: str) -> str:
+    """What the last `<answer>...</answer>` holds; the whole text where the pair is missing."""
+    tagged = last_tag(text)
+    return text if tagged is None else tagged
+
+
 def last_number(text: str, max_chars: int = 4096) -> str | None:
     """The last number written in digits within the last `max_chars` characters, its thousands separators removed."""
     found = _last(_NUMBER, text[-max_chars:].replace("\u2212", "-"))

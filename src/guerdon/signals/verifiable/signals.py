@@ -10,6 +10,7 @@ are properties of the whole text.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from guerdon.errors import ConfigError
@@ -17,7 +18,7 @@ from guerdon.options import require_range
 from guerdon.signals.text import TOKENS, TextSignal
 from guerdon.signals.verifiable import choice, layout, text_match
 from guerdon.signals.verifiable.answer_part import Reasoning, answering
-from guerdon.signals.verifiable.extraction import Extract, extractor
+from guerdon.signals.verifiable.extraction import Extract, extractor, tagged_or_all
 from guerdon.signals.verifiable.mathematics import MathOptions, OnTimeout, check_math
 from guerdon.signals.verifiable.numeric import numeric_match
 from guerdon.signals.verifiable.references import Kind, read_references
@@ -102,7 +103,9 @@ def Exact(
     """1.0 where the (extracted) text equals the reference. See `text_match.exact_match`."""
 
     def compare(answer: str, item: Any) -> Verdict:
-        return text_match.exact_match(answer, str(item), ignore_case=ignore_case, ignore_whitespace=ignore_whitespace)
+        same = partial(text_match.exact_match, ignore_case=ignore_case, ignore_whitespace=ignore_whitespace)
+        verdict, tagged = same(answer, str(item)), tagged_or_all(answer)
+        return verdict if verdict.value or extract is not None or tagged == answer else same(tagged, str(item))
 
     options = {"ignore_case": ignore_case, "ignore_whitespace": ignore_whitespace}
     return _compared("exact", reference, extract, compare, options, reasoning, "exact")
@@ -139,16 +142,30 @@ def QA(
     reference: str = "answer",
     extract: Extract | None = None,
     metric: Literal["f1", "exact"] = "f1",
+    rule: Literal["words", "squad"] = "words",
     reasoning: Reasoning = "drop",
 ) -> TextSignal:
-    """SQuAD F1 in [0, 1] or exact match, the best over a row's references. See `text_match.qa_f1`."""
+    """F1 of words in [0, 1] or exact match, the best over a row's references.
+
+    Args:
+        reference: the data column, or a dotted path into one.
+        extract: where the answer is; None = the last `<answer>` of the answer part, or all of it.
+        metric: "f1" or "exact".
+        rule: "words" (`words`: any script, signs that decide stay), or "squad": SQuAD v1.1's own (`text_match.squad_normalise`).
+        reasoning: see `answer_part.answer_part`.
+    """
     if metric not in ("f1", "exact"):
         raise ValueError(f"metric={metric!r}: use 'f1' or 'exact'")
+    if rule not in ("words", "squad"):
+        raise ValueError(f"rule={rule!r}: use 'words' or 'squad'")
 
     def compare(answer: str, item: Any) -> Verdict:
-        return text_match.qa_match(answer, str(item), metric=metric)
+        if extract is None and rule == "words":
+            answer = tagged_or_all(answer)
+        return text_match.qa_match(answer, str(item), metric=metric, rule=rule)
 
-    return _compared("qa", reference, extract, compare, {"metric": metric}, reasoning, "text")
+    options = {"metric": metric, **({} if rule == "words" else {"rule": rule})}
+    return _compared("qa", reference, extract, compare, options, reasoning, "text")
 
 
 def _layout_signal(name: str, score: Callable[[str], float], failing: str, options: Mapping[str, Any]) -> TextSignal:

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Literal
 
 from guerdon.signals.verifiable.verdict import Verdict, shown
+from guerdon.signals.verifiable.words import same_words, words_f1
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -56,9 +57,21 @@ def qa_f1(answer: str, reference: str) -> Verdict:
     return Verdict(2 * common / (len(given) + len(expected)))
 
 
-def qa_match(answer: str, reference: str, *, metric: Literal["f1", "exact"] = "f1") -> Verdict:
-    """`qa_f1` or `qa_exact_match`."""
-    return qa_f1(answer, reference) if metric == "f1" else qa_exact_match(answer, reference)
+def qa_match(
+    answer: str, reference: str, *, metric: Literal["f1", "exact"] = "f1", rule: Literal["words", "squad"] = "words"
+) -> Verdict:
+    """How well a short answer agrees with a reference.
+
+    Args:
+        metric: "f1" in [0, 1], or "exact", 0 or 1.
+        rule: "words" = `words.words_f1` and `words.same_words`; "squad" = `qa_f1` and `qa_exact_match`, SQuAD v1.1's own.
+    """
+    if rule == "squad":
+        return qa_f1(answer, reference) if metric == "f1" else qa_exact_match(answer, reference)
+    value = words_f1(answer, reference) if metric == "f1" else float(same_words(answer, reference))
+    if value:
+        return Verdict(value)
+    return Verdict(0.0, f"{shown(answer)} {'has no word of' if metric == 'f1' else 'is not'} {shown(reference)}")
 
 
 __all__ = [
