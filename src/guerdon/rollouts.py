@@ -67,14 +67,15 @@ class Rollouts:
 
     Attributes:
         prompts: B prompts, texts or chat messages.
-        completions: B texts. Where `completion_ids` are known this is OUR decoding of them, special tokens left out, so that
-            `offsets` hold; it may differ from the text a trainer shows.
+        completions: B texts. Where `completion_ids` are known this is OUR decoding of them, so that `offsets` hold, without the
+            tokens that control a conversation (`lm.offsets.control_ids`: padding, ends of turns). Tags that are special tokens
+            stay. It may differ from the text a trainer shows.
         prompt_ids: [B, P] int64, left-padded, or None.
         prompt_mask: [B, P] bool.
         completion_ids: [B, T] int64, right-padded, or None.
         completion_mask: [B, T] bool, a real token.
         policy_mask: [B, T] bool, a token the policy sampled (False for tool output): only these are in the loss.
-        offsets: [B, T, 2] int64, characters [start, end) of each token in `completions`; zero width for special tokens.
+        offsets: [B, T, 2] int64, characters [start, end) of each token in `completions`; zero width for tokens left out.
         finished: [B] bool, ended by itself (False = cut at the length cap). None = unknown.
         logprobs: by role ("old", "reference", ...), each with its temperature.
         values: [B, T] float, a critic's values, or None.

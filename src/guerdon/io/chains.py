@@ -17,6 +17,7 @@ from typing import Any
 from guerdon.errors import DataError
 from guerdon.io.derive import Derived, DeriveResult, derive_file
 from guerdon.io.read import Row
+from guerdon.lm.offsets import decode_text
 from guerdon.phases import Phase
 from guerdon.rollouts import Clock
 from guerdon.segment.reasoning import ChainLayout, layout_of
@@ -121,7 +122,7 @@ def _with_chains(
             why.append(f"{str(row.get(prompt))[:60]!r}: {chain}")
             made.append({**kept, "gold_chain": None, "gold_logprob": None, "gold_survived": 0.0, "gold_reason": chain})
             continue
-        text = model.tokenizer.decode(chain.ids, skip_special_tokens=True)
+        text = decode_text(model.tokenizer, chain.ids)
         made.append(
             {
                 **kept,

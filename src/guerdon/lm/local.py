@@ -25,7 +25,7 @@ from guerdon.lm.chat import ChatPrompt, Reply, as_messages, numbered
 from guerdon.lm.encode import Prompt, encode_prompt
 from guerdon.lm.forward import Forward, Head, instrument, microbatches, pad_ids, positions_of, read_target
 from guerdon.lm.load import load_model
-from guerdon.lm.offsets import decode_offsets_batch
+from guerdon.lm.offsets import decode_offsets_batch, decode_text
 from guerdon.rollouts import LogProbs
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -207,7 +207,8 @@ class LocalModel:
     ) -> Generations:
         prompt_ids, prompt_mask = pad_ids(rows, left=True, fill=self.tokenizer.pad_token_id or 0)
         ids, mask = pad_ids(sampled, fill=self.tokenizer.pad_token_id or 0)
-        texts, offsets = decode_offsets_batch(self.tokenizer, ids, mask)
+        ends = end_ids(self.model, self.tokenizer)
+        texts, offsets = decode_offsets_batch(self.tokenizer, ids, mask, leave_out=ends)
         logprobs = None
         if temperature is not None:
             whole, whole_mask = torch.cat([prompt_ids, ids], 1), torch.cat([prompt_mask, mask], 1)
@@ -368,7 +369,8 @@ class _StopStrings:
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         sampled = input_ids[:, self.prompt_width :]
-        tails = self.tokenizer.batch_decode(sampled[:, -self.window :], skip_special_tokens=True)
+        # As completions are decoded: a stop string may be a tag that is a special token.
+        tails = [decode_text(self.tokenizer, row) for row in sampled[:, -self.window :]]
         for row, tail in enumerate(tails):
             if self.lengths[row] is None and any(s in tail for s in self.stop):
                 self.lengths[row] = sampled.shape[1]

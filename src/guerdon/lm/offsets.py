@@ -5,7 +5,11 @@ sum, not T calls of `decode`. Three kinds of tokenizer are known by their decode
 fallback, plain concatenation). Each row's text is compared with the tokenizer's own `decode`; where they differ (WordPiece,
 tokenizers that join with blanks, ...) that row goes through windowed decoding, which works for any tokenizer with `decode`.
 
-Rules: a special token that is skipped, or a position that is masked, has zero width. A token that holds part of a
+What is text: every token but those that control a conversation, `control_ids` - beginning and end of sequence, padding, unknown,
+ends of turns. Tags that a tokenizer holds as special tokens (`<think>`, `[/THINK]`, `<answer>`) and the headers of turns are part
+of the layout that rewards read, so they are text.
+
+Rules: a token that is left out, or a position that is masked, has zero width. A token that holds part of a
 multi-byte character spans that whole character, so several tokens may share one (and so does a special token that is skipped
 between two parts of a character); apart from that the spans tile the text. Starts and ends never decrease.
 Bytes that are no valid UTF-8 appear as U+FFFD, as in the tokenizer's own decoding.
@@ -15,8 +19,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate, pairwise
@@ -28,13 +33,16 @@ from torch import Tensor
 Ids = Sequence[int] | Tensor
 
 
-def decode_offsets(tokenizer: Any, ids: Ids, *, skip_special: bool = True) -> tuple[str, Tensor]:
+def decode_offsets(
+    tokenizer: Any, ids: Ids, *, skip_special: bool = True, leave_out: Iterable[int] = ()
+) -> tuple[str, Tensor]:
     """Decode one sequence and say which characters each token covers.
 
     Args:
         tokenizer: a transformers tokenizer (fast or slow), or any object with `decode(ids) -> str`.
         ids: [T] token ids, all real (cut or mask padding yourself, or use `decode_offsets_batch`).
-        skip_special: leave special tokens out of the text (zero width).
+        skip_special: leave the control tokens out of the text (zero width), see `control_ids`.
+        leave_out: further ids to leave out with them, where they are special tokens: what else ends a completion.
 
     Returns:
         text, and offsets [T, 2] int64: token i covers text[offsets[i, 0] : offsets[i, 1]]. Starts and ends never decrease.
@@ -42,12 +50,12 @@ def decode_offsets(tokenizer: Any, ids: Ids, *, skip_special: bool = True) -> tu
     Raises:
         ValueError: an id is negative (-100 labels are not tokens).
     """
-    text, spans = _decode_row(tokenizer, _as_list(ids), skip_special)
+    text, spans = _decode_row(tokenizer, _as_list(ids), _left_out(tokenizer, skip_special, leave_out))
     return text, torch.tensor(spans, dtype=torch.long).reshape(-1, 2)
 
 
 def decode_offsets_batch(
-    tokenizer: Any, ids: Tensor, mask: Tensor, *, skip_special: bool = True
+    tokenizer: Any, ids: Tensor, mask: Tensor, *, skip_special: bool = True, leave_out: Iterable[int] = ()
 ) -> tuple[list[str], Tensor]:
     """`decode_offsets` for a padded batch.
 
@@ -55,22 +63,58 @@ def decode_offsets_batch(
         tokenizer: as in `decode_offsets`.
         ids: [B, T] int64; whatever stands at masked positions is ignored.
         mask: [B, T] bool, True = a real token. Padding on either side, or holes, are fine.
-        skip_special: leave special tokens out of the text.
+        skip_special, leave_out: as in `decode_offsets`.
 
     Returns:
         B texts, and offsets [B, T, 2] int64; masked positions have zero width at the place where they stand.
     """
     offsets = torch.zeros(*ids.shape, 2, dtype=torch.long)
     texts = []
+    left_out = _left_out(tokenizer, skip_special, leave_out)
     for row, (row_ids, row_mask) in enumerate(zip(ids.tolist(), mask.bool().tolist(), strict=True)):
         kept = [i for i, real in enumerate(row_mask) if real]
-        text, spans = _decode_row(tokenizer, [row_ids[i] for i in kept], skip_special)
+        text, spans = _decode_row(tokenizer, [row_ids[i] for i in kept], left_out)
         texts.append(text)
         if len(kept) < len(row_mask):
             spans = _spread(spans, row_mask)
         if spans:
             offsets[row] = torch.tensor(spans, dtype=torch.long)
     return texts, offsets
+
+
+def decode_text(tokenizer: Any, ids: Ids, *, leave_out: Iterable[int] = ()) -> str:
+    """The text of `decode_offsets` without the offsets."""
+    return _table(tokenizer).reference(_as_list(ids), _left_out(tokenizer, True, leave_out))
+
+
+# Ends of turns and of texts by their usual names; most are some tokenizer's eos, but not of every checkpoint that writes them.
+_ENDS = re.compile(
+    r"<\|?(im_end|eot(_id)?|eom(_id)?|end(_of_(turn|text|sentence|message))?|endoftext|endofturn|eos|return|turn_end|/s)\|?>|</s>|<turn\|>"
+)
+_NAMED = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+
+
+def control_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids that are no part of a text: the tokenizer's own bos, eos, unk, sep, pad, cls and mask, and special tokens that end a turn."""
+    named = {getattr(tokenizer, f"{name}_token_id", None) for name in _NAMED}
+    ends = {number for number, text in _special_tokens(tokenizer).items() if _ENDS.fullmatch(text)}
+    return frozenset({number for number in named if isinstance(number, int)} | ends)
+
+
+def _special_tokens(tokenizer: Any) -> dict[int, str]:
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    found = {
+        int(i): str(getattr(token, "content", token)) for i, token in added.items() if getattr(token, "special", False)
+    }
+    numbers, texts = getattr(tokenizer, "all_special_ids", ()), getattr(tokenizer, "all_special_tokens", ())
+    return found | {int(i): str(text) for i, text in zip(numbers, texts, strict=False)}
+
+
+def _left_out(tokenizer: Any, skip_special: bool, leave_out: Iterable[int]) -> frozenset[int]:
+    if not skip_special:
+        return frozenset()
+    table = _table(tokenizer)
+    return table.control | (frozenset(leave_out) & table.special)
 
 
 def overlapping_tokens(offsets: Tensor, start: int | Tensor, end: int | Tensor) -> Tensor:
@@ -95,7 +139,7 @@ def _as_list(ids: Ids) -> list[int]:
 # -- one row ---------------------------------------------------------------------------------------------------------------
 
 
-def _decode_row(tokenizer: Any, ids: list[int], skip_special: bool) -> tuple[str, list[tuple[int, int]]]:
+def _decode_row(tokenizer: Any, ids: list[int], left_out: frozenset[int]) -> tuple[str, list[tuple[int, int]]]:
     if not ids:
         return "", []
     if min(ids) < 0:
@@ -104,10 +148,10 @@ def _decode_row(tokenizer: Any, ids: list[int], skip_special: bool) -> tuple[str
         )
     table = _table(tokenizer)
     if table.kind != "windowed":
-        text, spans = table.decode(ids, skip_special)
-        if text == table.reference(ids, skip_special):
+        text, spans = table.decode(ids, left_out)
+        if text == table.reference(ids, left_out):
             return text, spans
-    return _windowed(table, ids, skip_special)
+    return _windowed(table, ids, left_out)
 
 
 @dataclass
@@ -118,18 +162,14 @@ class _Table:
     size: int
     kind: str
     special: frozenset[int]
+    control: frozenset[int]
     strip: bool = False
     decode_options: dict[str, Any] = field(default_factory=dict)
     pieces: dict[int, bytes] = field(default_factory=dict)
     lone_bytes: set[int] = field(default_factory=set)  # ids of <0xNN> tokens
 
-    def reference(self, ids: list[int], skip_special: bool) -> str:
-        options = dict(self.decode_options)
-        if "skip_special_tokens" in options:
-            options["skip_special_tokens"] = skip_special
-        elif skip_special and self.special:
-            ids = [i for i in ids if i not in self.special]
-        return self.tokenizer.decode(ids, **options)
+    def reference(self, ids: list[int], left_out: frozenset[int]) -> str:
+        return self.tokenizer.decode([i for i in ids if i not in left_out], **self.decode_options)
 
     def piece(self, token_id: int) -> bytes:
         """The bytes of one token, before any rule that depends on its neighbours."""
@@ -155,8 +195,8 @@ class _Table:
             token = token.replace("\u2581", " ")
         return token.encode("utf-8", "surrogatepass")
 
-    def decode(self, ids: list[int], skip_special: bool) -> tuple[str, list[tuple[int, int]]]:
-        pieces = [b"" if skip_special and i in self.special else self.piece(i) for i in ids]
+    def decode(self, ids: list[int], left_out: frozenset[int]) -> tuple[str, list[tuple[int, int]]]:
+        pieces = [b"" if i in left_out else self.piece(i) for i in ids]
         if self.kind == "sentencepiece":
             pieces = self._join_lone_bytes(ids, pieces)
         data = b"".join(pieces)
@@ -221,7 +261,7 @@ def _spans_of_edges(edges: list[int], char_of: list[int] | None) -> list[tuple[i
     ]
 
 
-def _windowed(table: _Table, ids: list[int], skip_special: bool) -> tuple[str, list[tuple[int, int]]]:
+def _windowed(table: _Table, ids: list[int], left_out: frozenset[int]) -> tuple[str, list[tuple[int, int]]]:
     """Any tokenizer: decode a short window with and without the new token, and take the difference.
 
     Tokens whose text is not complete yet (it ends in U+FFFD) wait for the next ones and share their characters.
@@ -230,12 +270,12 @@ def _windowed(table: _Table, ids: list[int], skip_special: bool) -> tuple[str, l
     spans: list[tuple[int, int]] = []
     prefix = read = 0
     for end in range(1, len(ids) + 1):
-        if skip_special and ids[end - 1] in table.special and read == end - 1:
+        if ids[end - 1] in left_out and read == end - 1:
             spans.append((len(text), len(text)))
             read = end
             continue
-        before = table.reference(ids[prefix:read], skip_special)
-        now = table.reference(ids[prefix:end], skip_special)
+        before = table.reference(ids[prefix:read], left_out)
+        now = table.reference(ids[prefix:end], left_out)
         if now.endswith("\ufffd") and end < len(ids) and end - read < 8:
             continue
         piece = now[len(before) :]
@@ -283,16 +323,13 @@ def _new_table(tokenizer: Any, size: int) -> _Table:
     kind, strip = _kind(tokenizer)
     accepted = inspect.signature(tokenizer.decode).parameters
     transformers_like = "skip_special_tokens" in accepted
-    options: dict[str, Any] = {"skip_special_tokens": True} if transformers_like else {}
+    options: dict[str, Any] = {"skip_special_tokens": False} if transformers_like else {}
     if transformers_like and (
         "clean_up_tokenization_spaces" in accepted or any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     ):
         options["clean_up_tokenization_spaces"] = False
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    special = {i for i, token in added.items() if getattr(token, "special", False)} | set(
-        getattr(tokenizer, "all_special_ids", ())
-    )
-    return _Table(tokenizer, size, kind, frozenset(special), strip, options)
+    special = frozenset(_special_tokens(tokenizer))
+    return _Table(tokenizer, size, kind, special, control_ids(tokenizer), strip, options)
 
 
 def _kind(tokenizer: Any) -> tuple[str, bool]:

@@ -90,7 +90,7 @@ def build_rollouts(
     policy_mask = completion_mask
     if sampled.policy is not None:
         policy_mask = completion_mask & pad_rows(sampled.policy, 0)[0].bool()
-    texts, offsets = decode_offsets_batch(tokenizer, completion_ids, completion_mask)
+    texts, offsets = decode_offsets_batch(tokenizer, completion_ids, completion_mask, leave_out=stop_ids)
     finished = finished_rows(sampled.completion_ids, stop_ids, cap)
     row = rank * size + torch.arange(size)
     return Rollouts(
