@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from guerdon.errors import ChainError
+from guerdon.rewards import Rewards
 
 DECLARATIONS = (
     "scope", "needs", "level", "plan", "centres", "init_state", "update", "update_at", "roles", "bind", "handles_failure",
@@ -112,6 +113,25 @@ def check_segments(segments: Any, system: str) -> None:
                 f"{system}: segment {name!r} is {_shown(segmenter)}; a segmenter is a callable (rollouts) -> Spans, "
                 f"such as segment.ByDelimiter(tokenizer, '\\n\\n')"
             )
+
+
+def check_given(given: Any, where: str) -> None:
+    """Raise ChainError unless a signal returned Rewards, or a mapping from names to Rewards."""
+    mapped = isinstance(given, Mapping)
+    values = list(given.values()) if mapped else [given]
+    if (
+        values
+        and all(isinstance(value, Rewards) for value in values)
+        and not (mapped and set(map(type, given)) - {str})
+    ):
+        return
+    wrong = next((value for value in values if not isinstance(value, Rewards)), None)
+    inside = f" under the names {list(given)}" if mapped else ""
+    raise ChainError(
+        f"{where} returned {'nothing (None)' if wrong is None else f'a {type(wrong).__name__}'}{inside}, and a signal returns Rewards: "
+        "Rewards.sequence(values, rollouts) for one number a rollout, Rewards.tokens for one a token. signals.text_signal lifts a function of "
+        "one completion, signals.RewardFunction a reward function as TRL takes it"
+    )
 
 
 def check_declarations(part: object, where: str) -> None:

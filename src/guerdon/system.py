@@ -18,9 +18,9 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from guerdon.errors import CapabilityError, ChainError
+from guerdon.errors import CapabilityError, ChainError, ConfigError, ShapeError
 from guerdon.labels import label, shown
-from guerdon.parts import asked_of, check_chain, check_segments, check_signals
+from guerdon.parts import asked_of, check_chain, check_given, check_segments, check_signals
 from guerdon.rewards import Rewards, Scored, Scores, total_reward
 from guerdon.rollouts import Rollouts
 from guerdon.segment.placement import written_by_policy
@@ -274,10 +274,15 @@ class System:
         """
         scores = scores or Scores.empty(rollouts)
         for name in self.signals if only is None else only:
-            given = _called(self.signals[name], once, rollouts, scores)
+            where = f"{self.name}: signal {name!r}"
+            try:
+                given = _called(self.signals[name], once, rollouts, scores)
+            except (ShapeError, ConfigError) as error:
+                raise type(error)(f"{where}: {error}") from error
             if isinstance(given, Scored):
                 logged, texts = {**scores.logged, **given.metrics}, {**scores.texts, **given.texts}
                 scores, given = replace(scores, logged=logged, texts=texts), given.rewards
+            check_given(given, where)
             named = (
                 {name: given}
                 if isinstance(given, Rewards)

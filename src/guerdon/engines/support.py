@@ -57,8 +57,11 @@ TRL_LIMITS = {
     "environment_reward": "{environment} has get_reward, which TRL makes a reward column of its own after the system's: name it in the system, "
     "signals=dict(environment=guerdon.signals.EnvironmentReward()), and use that source in the chain. A second reward of an environment is a method "
     "with a leading underscore, EnvironmentReward(method='_judge'): every other public method becomes one of the policy's tools",
-    "eval_groups": "num_generations_eval=1 with a system of {scope} scope: a group of one has no statistics; set num_generations_eval to at least 2",
-    "save_steps": "save_steps={value!r}: checkpoints must fall on generation boundaries, which come every {cycle} optimiser step(s) here; use a multiple of {cycle}",
+    "save_steps": "save_steps={value!r}: checkpoints must fall on generation boundaries, which come every {cycle} optimiser step(s) here; give a number of steps, a multiple of {cycle}",
+    "save_steps_rounded": "save_steps={value!r} is rounded up to {rounded}: checkpoints fall on generation boundaries, which come every {cycle} optimiser step(s) here",
+    "save_only_model": "save_only_model=True leaves the optimiser out of checkpoints: they are weights to start from, are not marked as complete, and no run resumes from them",
+    "no_cap": "max_completion_length=None and loss_type='dr_grpo', which divides by it: give a number of tokens",
+    "truncated": "mask_truncated_completions takes rows cut at the length cap out of training and out of the statistics of their groups; in TRL their rewards stay in the means",
     "save_strategy": "save_strategy={value!r} does not keep to generation boundaries; use save_strategy='steps' with save_steps a multiple of {cycle}, or 'no'",
     "no_data": "the data gave no generation batch of {prompts} prompts after step {step} of {steps}: give more data, or make batches smaller",
     "few_prompts": "the data has {have} prompt(s) and a generation batch holds {need} different ones, so that not one batch would be sampled: "

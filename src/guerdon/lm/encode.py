@@ -23,7 +23,40 @@ Prompt = str | Sequence[Message] | Sequence[int] | Tensor
 _ANCHOR = "\n"  # something a continuation can follow: no tokenizer puts a blank before what comes after a line break
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> Tensor:
+def render_chat(
+    tokenizer: Any, messages: Sequence[Message], *, ask: bool = False, owner: str = "this tokenizer", **options: Any
+) -> str:
+    """A conversation as a tokenizer's chat template writes it.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        messages: {"role", "content"} each.
+        ask: with the prompt for an answer.
+        owner: whose tokenizer it is, for errors.
+        options: the template's own switches (`enable_thinking=False`).
+
+    Raises:
+        ConfigError: there is no template, or it refuses these messages (many know no system role).
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ConfigError(
+            f"the prompt is a list of chat messages, and {owner} has no chat template; give texts, or set tokenizer.chat_template"
+        )
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask, **options)
+    except Exception as error:  # a template is a program of its author's, and raises what it likes
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        cure = (
+            "put the system message's text before the first user message in the data, or give the tokenizer a template that knows the role"
+            if any(message.get("role") == "system" for message in messages)
+            else "change the messages in the data, or give the tokenizer a template that takes them (tokenizer.chat_template)"
+        )
+        raise ConfigError(
+            f"the chat template of {owner} refuses messages of the roles {roles} ({error}): {cure}"
+        ) from error
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, **options: Any) -> Tensor:
     """[T] ids of a prompt.
 
     Args:
@@ -31,19 +64,16 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> Tensor:
         prompt: ids (kept), a text, or chat messages (the tokenizer's chat template, with the generation prompt).
             A text gets the begin-of-sequence token that the tokenizer would add, unless the text begins with it already
             (a rendered chat template does); no other special token is added.
+        options: switches of the chat template.
 
     Raises:
-        ConfigError: chat messages, and the tokenizer has no chat template.
+        ConfigError: chat messages, and the tokenizer has no chat template, or one that refuses them.
     """
     if isinstance(prompt, Tensor):
         return prompt.long().cpu()
     if not isinstance(prompt, str):
         if prompt and isinstance(prompt[0], Mapping):
-            if getattr(tokenizer, "chat_template", None) is None:
-                raise ConfigError(
-                    "the prompt is a list of chat messages, and this tokenizer has no chat template; give texts, or set tokenizer.chat_template"
-                )
-            prompt = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+            prompt = render_chat(tokenizer, prompt, ask=True, **options)  # type: ignore[arg-type]
         else:
             return torch.tensor([int(i) for i in prompt], dtype=torch.long)  # type: ignore[call-overload, arg-type]
     ids = _plain(tokenizer, str(prompt))

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError, MissingColumn, ShapeError
 from guerdon.lm.background import run
+from guerdon.lm.encode import render_chat
 from guerdon.rewards import Rewards, Scored, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.held import Held, held_by
@@ -245,8 +246,9 @@ class TRLRewardModel(RewardModel):
             if isinstance(prompt, str):
                 text, before = prompt + completion, prompt
             else:
-                text = tokenizer.apply_chat_template([*prompt, *completion], tokenize=False, **self._template)
-                before = tokenizer.apply_chat_template(list(prompt), tokenize=False, **self._template)
+                owner = "the reward model's tokenizer"
+                text = render_chat(tokenizer, [*prompt, *completion], owner=owner, **self._template)
+                before = render_chat(tokenizer, prompt, owner=owner, **self._template)
             rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
             lengths.append(len(tokenizer(before, add_special_tokens=False)["input_ids"]) if before else 0)
         ids, mask = pad_rows(rows, padding_id(tokenizer))

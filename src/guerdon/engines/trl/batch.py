@@ -52,9 +52,15 @@ def pad_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) ->
     return torch.tensor(filled, dtype=torch.long).view(len(rows), width), mask
 
 
-def finished_rows(completion_ids: Sequence[Sequence[int]], stop_ids: set[int], cap: int) -> Tensor:
-    """[B] bool: ended by itself. From true lengths: a row that stops short of the cap ended, whatever its last token is."""
-    return torch.tensor([bool(ids) and (ids[-1] in stop_ids or len(ids) < cap) for ids in completion_ids])
+def finished_rows(completion_ids: Sequence[Sequence[int]], stop_ids: set[int], cap: int | None) -> Tensor:
+    """[B] bool: ended by itself. From true lengths: a row that stops short of the cap ended, whatever its last token is.
+
+    Without a cap (None) generation ends at the model's own limit, which is nobody's number here: only a stop token is an end.
+    """
+    return torch.tensor(
+        [bool(ids) and (ids[-1] in stop_ids or (cap is not None and len(ids) < cap)) for ids in completion_ids],
+        dtype=torch.bool,
+    )
 
 
 def build_rollouts(
@@ -64,7 +70,7 @@ def build_rollouts(
     *,
     tokenizer: Any,
     stop_ids: set[int],
-    cap: int,
+    cap: int | None,
     group_size: int,
     rank: int,
     clock: Clock,
@@ -78,7 +84,7 @@ def build_rollouts(
         columns: the data set's other columns and what a rollout function added, lists of B.
         tokenizer: decodes completions and gives the padding id.
         stop_ids: tokens that end a completion.
-        cap: the most tokens a completion may have.
+        cap: the most tokens a completion may have; None = what the model's own limit left.
         group_size: rollouts of each prompt (G). Groups may straddle ranks, so ids count from the global row.
         rank: of this process.
         clock: when.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,28 @@ def is_complete(folder: str | Path) -> bool:
     folder = Path(folder)
     try:
         marker = json.loads((folder / MARKER).read_text())
-        return all((folder / name).stat().st_size == size for name, size in marker["files"].items())
+        return holds_optimiser(marker["files"]) and all(
+            (folder / name).stat().st_size == size for name, size in marker["files"].items()
+        )
     except (OSError, json.JSONDecodeError):
         return False
+
+
+def holds_optimiser(names: Iterable[str]) -> bool:
+    """Whether files of a checkpoint hold an optimiser's state: of torch, of FSDP (a folder) or of DeepSpeed (global_step<N>)."""
+    return any(Path(name).parts[0].startswith(("optimizer", "global_step")) for name in names)
+
+
+def weights_only(directory: str | Path) -> Path | None:
+    """The newest checkpoint that was saved to its end without an optimiser (`save_only_model`), or None."""
+    found = [
+        folder
+        for folder in Path(directory).glob(f"{PREFIX}*")
+        if folder.name.removeprefix(PREFIX).isdigit()
+        and (folder / "trainer_state.json").exists()  # written last
+        and not holds_optimiser(path.name for path in folder.iterdir())
+    ]
+    return max(found, key=lambda folder: int(folder.name.removeprefix(PREFIX)), default=None)
 
 
 def begin(folder: Path, state: dict[str, Any]) -> None:
@@ -55,12 +75,14 @@ def begin(folder: Path, state: dict[str, Any]) -> None:
 
 
 def finish(folder: Path, step: int) -> None:
-    """Write the marker, in one step, after everything else is on the disk."""
+    """Write the marker, in one step, after everything else is on the disk. Weights without an optimiser get none."""
     files = {
         str(path.relative_to(folder)): path.stat().st_size
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MARKER
     }
+    if not holds_optimiser(files):
+        return
     for name in files:  # a marker must not reach the disk before what it vouches for
         with (folder / name).open("rb") as handle:
             os.fsync(handle.fileno())
@@ -93,17 +115,29 @@ def resolve_resume(resume: bool | str | None, output_dir: str | Path) -> str | N
         resume: True = the newest complete checkpoint of `output_dir` if there is one; a path = that one; None/False = none.
 
     Raises:
-        ConfigError: a path that is not a complete checkpoint.
+        ConfigError: a path that is not a complete checkpoint, or nothing but checkpoints without an optimiser.
     """
     if not resume:
         return None
     if resume is True:
         newest = newest_complete_checkpoint(output_dir)
+        if newest is None and (bare := weights_only(output_dir)) is not None:
+            raise ConfigError(_bare(bare))
         return None if newest is None else str(newest)
     if not is_complete(resume):
+        folder = Path(resume)
+        if (folder / "trainer_state.json").exists() and not holds_optimiser(path.name for path in folder.iterdir()):
+            raise ConfigError(_bare(folder))
         newest = newest_complete_checkpoint(Path(resume).parent)
         hint = f"; the newest complete one beside it is {newest}" if newest else ""
         raise ConfigError(
             f"{resume} is no complete checkpoint of a generation boundary (its {MARKER} marker is missing or does not fit){hint}"
         )
     return str(resume)
+
+
+def _bare(folder: Path) -> str:
+    return (
+        f"{folder} holds weights and no optimiser state (save_only_model=True), and a run resumed from it would be another one: start from "
+        f"its weights (model={str(folder)!r}) in another output_dir, start anew (resume_from_checkpoint=None), or save with save_only_model=False"
+    )

@@ -110,14 +110,37 @@ def check_arguments(args: Any) -> None:
             raise ConfigError(limit(name, value=value))
     if args.use_liger_kernel:
         raise ConfigError(limit("use_liger_kernel"))
+    if args.max_completion_length is None and args.loss_type == "dr_grpo":
+        raise ConfigError(limit("no_cap"))
     cycle = generation_cycle(args)
     strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
     if strategy == "steps":
-        whole = float(args.save_steps).is_integer() and args.save_steps >= 1
-        if not whole or int(args.save_steps) % cycle:
-            raise ConfigError(limit("save_steps", value=args.save_steps, cycle=cycle))
+        round_save_steps(args, cycle)
     elif strategy != "no":
         raise ConfigError(limit("save_strategy", value=strategy, cycle=cycle))
+
+
+def round_save_steps(args: Any, cycle: int) -> None:
+    """Move `args.save_steps` up to the next generation boundary, and say so. A share of the run becomes steps first.
+
+    Raises:
+        ConfigError: no positive number of steps, or a share of a run of unknown length.
+    """
+    steps = float(args.save_steps)
+    if 0 < steps < 1 and args.max_steps > 0:
+        steps = math.ceil(steps * args.max_steps)
+    if steps < 1 or not float(steps).is_integer():
+        raise ConfigError(limit("save_steps", value=args.save_steps, cycle=cycle))
+    unit = cycle
+    if args.load_best_model_at_end and args.eval_steps and float(args.eval_steps).is_integer():
+        unit = math.lcm(cycle, int(args.eval_steps))  # the best of what was measured must be among what was saved
+    rounded = math.ceil(int(steps) / unit) * unit
+    if rounded != args.save_steps:
+        if rounded != steps:
+            warnings.warn(
+                limit("save_steps_rounded", value=args.save_steps, rounded=rounded, cycle=cycle), stacklevel=4
+            )
+        args.save_steps = rounded
 
 
 def prompts_needed(args: Any) -> int:
@@ -154,6 +177,12 @@ def _columns_of(dataset: Any) -> list[str] | None:
         return names
     first = dataset[0] if isinstance(dataset, (list, tuple)) and dataset else None
     return list(first) if isinstance(first, Mapping) else None
+
+
+def warn_about_checkpoints(args: Any) -> None:
+    """Say that checkpoints without an optimiser cannot be resumed."""
+    if args.save_only_model and str(getattr(args.save_strategy, "value", args.save_strategy)) != "no":
+        warnings.warn(limit("save_only_model"), stacklevel=3)
 
 
 def check_reference_path(model: Any, args: Any, peft: bool) -> None:
@@ -208,8 +237,6 @@ def check_system(system: System, args: Any, *, peft: bool, evaluates: bool) -> N
             raise CapabilityError(f"{system.name}: {limit('refresh', role=role, refresh=model.refresh)}")
         if model.moves and peft:
             raise CapabilityError(f"{system.name}: {limit('moving_adapter', role=role, refresh=model.refresh)}")
-    if evaluates and system.scope != "row" and (args.num_generations_eval or args.num_generations) < 2:
-        raise ConfigError(limit("eval_groups", scope=system.scope))
 
 
 def warn_about_temperature(system: System, args: Any) -> None:

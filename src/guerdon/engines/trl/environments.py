@@ -12,7 +12,7 @@ global generator for each turn, so that runs repeat and resume. Left out: vLLM, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
-from guerdon.lm.encode import encode_continuation, encode_prompt
+from guerdon.lm.encode import encode_continuation, encode_prompt, render_chat
 from guerdon.lm.local import LocalModel, end_ids
 
 if TYPE_CHECKING:
@@ -66,6 +66,10 @@ def multi_turn(environment: Environment, *, reply_role: str = "user") -> Rollout
 
     def rollout(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         _refuse_sharded(trainer)
+        if trainer.max_completion_length is None:
+            raise ConfigError(
+                "max_completion_length=None: rollouts of several turns need a length they end at; give a number of tokens"
+            )
         model = _policy(trainer)
         settings = getattr(trainer, "generation_config", None)
         rows = sample_rollouts(
@@ -76,6 +80,7 @@ def multi_turn(environment: Environment, *, reply_role: str = "user") -> Rollout
             temperature=_setting(settings, "temperature", trainer.temperature),
             top_p=_setting(settings, "top_p", trainer.top_p),
             reply_role=reply_role,
+            template_options=getattr(trainer, "chat_template_kwargs", None),
         )
         return {
             "prompt_ids": [row.prompt.tolist() for row in rows],
@@ -96,13 +101,18 @@ def sample_rollouts(
     temperature: float = 1.0,
     top_p: float = 1.0,
     reply_role: str = "user",
+    template_options: Mapping[str, Any] | None = None,
 ) -> list[_Row]:
-    """Rollouts of a batch of prompts, turn by turn, all rows that still run at once. Arguments as for `multi_turn`."""
+    """Rollouts of a batch of prompts, turn by turn, all rows that still run at once. Arguments as for `multi_turn`.
+
+    template_options: switches of the chat template (`chat_template_kwargs` of a GRPOConfig), for prompts and for replies.
+    """
+    options = dict(template_options or {})
     tokenizer = model.tokenizer
     chat = bool(prompts) and not isinstance(prompts[0], str)
-    frame = reply_frame(tokenizer, reply_role) if chat else ("", "")
+    frame = reply_frame(tokenizer, reply_role, **options) if chat else ("", "")
     ends = set(end_ids(model.model, tokenizer))
-    rows = [_Row(encode_prompt(tokenizer, prompt)) for prompt in prompts]
+    rows = [_Row(encode_prompt(tokenizer, prompt, **options)) for prompt in prompts]
     for turn in range(environment.max_turns):
         live = [row for row in rows if row.running]
         if not live:
@@ -138,7 +148,7 @@ def _sample_turns(
     return [ids[mask][:left].tolist() for ids, mask, left in zip(sampled.ids, sampled.mask, room, strict=True)]
 
 
-def reply_frame(tokenizer: Any, role: str = "user") -> tuple[str, str]:
+def reply_frame(tokenizer: Any, role: str = "user", **options: Any) -> tuple[str, str]:
     """What a chat template puts between a turn and the reply to it, and between the reply and the next turn.
 
     Read off a rendered conversation, so that any template will do whose messages appear as they are.
@@ -151,7 +161,7 @@ def reply_frame(tokenizer: Any, role: str = "user") -> tuple[str, str]:
         {"role": "assistant", "content": _TURN},
         {"role": role, "content": _REPLY},
     ]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = render_chat(tokenizer, messages, ask=True, owner="the policy's tokenizer", **options)
     _, turn, rest = text.partition(_TURN)
     before, reply, after = rest.partition(_REPLY)
     if not turn or not reply:

@@ -45,7 +45,7 @@ class CreditTrainer(ResumableTrainer):
     Args:
         model: a path or hub id, a model, or a PEFT model. With `args.beta` it must be loadable from a path.
         system: with a chain. Its group statistics replace `scale_rewards`, its fusion `reward_weights`.
-        args: TRL's configuration. `save_steps` must be a multiple of the generation cycle.
+        args: TRL's configuration. `save_steps` is rounded up to a multiple of the generation cycle.
         train_dataset, eval_dataset, processing_class, peft_config, optimizers, quantization_config, tools, rollout_func,
             environment_factory: as TRL has them.
         callbacks: transformers callbacks.
@@ -98,6 +98,7 @@ class CreditTrainer(ResumableTrainer):
         compat.check_system(system, args, peft=peft, evaluates=eval_dataset is not None)
         compat.check_reference_path(model, args, peft)
         compat.warn_about_temperature(system, args)
+        compat.warn_about_checkpoints(args)
         compat.check_data(train_dataset, args)
         self.system, self.truth, self.monitors = system, truth, list(monitors)
         self.rollout_log = rollout_log or RolloutLog()
@@ -172,7 +173,7 @@ class CreditTrainer(ResumableTrainer):
             columns,
             tokenizer=self._tokenizer,
             stop_ids=stops,
-            cap=int(options.get("max_new_tokens", self.max_completion_length)),
+            cap=options.get("max_new_tokens", self.max_completion_length),
             group_size=group_size,
             rank=self.accelerator.process_index,
             clock=clock,

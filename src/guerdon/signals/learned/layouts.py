@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError
+from guerdon.lm.encode import render_chat
 from guerdon.signals.learned.conventions import Convention
 
 
@@ -149,7 +150,7 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool =
         raise ConfigError(
             "this reward model is read through a chat template and its tokenizer has none: use the tokenizer published with it"
         )
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+    return render_chat(tokenizer, messages, ask=ask, owner="the reward model's tokenizer")
 
 
 def _last_token_in(offsets: Tensor, start: int, end: int) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
+from guerdon.lm.encode import render_chat
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.held import Held
@@ -66,8 +67,9 @@ def formatted(tokenizer: Any, prompt: Any, response: str, end: str = "") -> tupl
     if getattr(tokenizer, "chat_template", None) is None:
         raise ConfigError("the prompt is a list of chat messages and the strong model has no chat template: give texts")
     messages = [dict(message) for message in prompt]
-    before = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+    before = render_chat(tokenizer, messages, ask=True, owner="the strong model's tokenizer")
+    reply = {"role": "assistant", "content": response}
+    whole = render_chat(tokenizer, [*messages, reply], owner="the strong model's tokenizer")
     if not whole.startswith(before):
         raise ConfigError(
             "the chat template writes the conversation otherwise with a response than before it, so the response cannot be found: "
