@@ -122,7 +122,7 @@ class Given:
         cut = spans[level]() if level in spans else home.segment(level)
         values = torch.rand(cut.start.shape, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
         reasons = {}
-        if level == "sequence":
+        if level == "sequence" and len(values) > 6:
             values[6], reasons = float("nan"), {(6, 0): "the instrument was told to fail"}
         given = Rewards(values, cut, reasons)
         return given.to(on_cuda(torch.zeros(1)).device) if self.there else given

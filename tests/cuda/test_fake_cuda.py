@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from cuda_kit import characters, tiny
+from transformers import AutoModelForCausalLM
 
 from guerdon.lm import LocalModel, SpanScorer
 from guerdon.testing import FakeCudaTensor, MixedDevices, fake_cuda, on_cpu, on_cuda
@@ -74,6 +76,27 @@ def test_assigning_across_devices_follows_copy() -> None:
         cpu[:2] = cuda[:2]
         cpu[torch.tensor([2])] = cuda[0] * 5  # a number without dimensions is moved
         assert cpu.tolist() == [1, 1, 5]
+
+
+@pytest.mark.parametrize("how", [{"device": "cuda"}, {"device": "cuda", "dtype": torch.bfloat16}])
+def test_a_module_goes_there_by_keywords(how: dict) -> None:
+    with fake_cuda() as device:
+        weight = torch.nn.Linear(2, 2).to(**how).weight
+        assert (weight.device, weight.dtype) == (device, how.get("dtype", torch.float32))
+
+
+def test_a_model_loads_as_without_it(tmp_path: Path) -> None:
+    """Loading makes models on the meta device and fills buffers from numbers: neither is this device's business."""
+    model, ids = tiny(), torch.arange(10)[None] + 3
+    model.save_pretrained(tmp_path)
+    with fake_cuda() as device:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+        assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+        torch.testing.assert_close(
+            on_cpu(loaded.to(device)(input_ids=ids.to(device)).logits), model(input_ids=ids).logits
+        )
+        with torch.device("meta"):
+            assert torch.tensor([1.0], device="cpu").device.type == "cpu" and torch.ones(2).device.type == "meta"
 
 
 def test_a_model_goes_there_and_trains() -> None:

@@ -254,6 +254,8 @@ def _to(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         device, dtype = (CUDA if isinstance(other, FakeCudaTensor) else CPU), other.dtype
     here = isinstance(tensor, FakeCudaTensor)
     there = here if device is None else _is_cuda(device)
+    if not here and not there:
+        return func(*args, **kwargs)
     held = _plain(tensor)
     rest = [a for a in args[1:] if isinstance(a, bool)]
     if device is not None and torch.device(device).type == "meta":
@@ -281,6 +283,8 @@ def _make(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     device = kwargs.pop("device", None)
     source = args[0] if args else kwargs.get("data", kwargs.get("obj"))
     there = isinstance(source, FakeCudaTensor) if device is None else _is_cuda(device)
+    if not there and not isinstance(source, FakeCudaTensor) and device is not None:
+        kwargs["device"] = device
     made = func(*tree_map(_plain, args), **tree_map(_plain, kwargs))
     if isinstance(source, FakeCudaTensor) and made is source.held:
         return source if there else made.clone()
@@ -380,6 +384,7 @@ _SPECIAL: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {
     "__array__": _no_numpy,
     "requires_grad_": _requires_grad,
     **dict.fromkeys(("float", "double", "half", "bfloat16", "long", "int", "bool", "type_as"), _cast),
+    "_parse_to": lambda func, args, kwargs: func(*args, **kwargs),  # reads arguments of Module.to, makes nothing
     "__deepcopy__": lambda func, args, kwargs: (
         FakeCudaTensor.__deepcopy__(args[0], args[1]) if isinstance(args[0], FakeCudaTensor) else func(*args)
     ),

@@ -329,6 +329,7 @@ def credit_warnings(args: Any, advantages: torch.Tensor, mask: torch.Tensor) -> 
         advantages: [B, T].
         mask: [B, T] bool, the tokens in the loss.
     """
+    mask = mask.to(advantages.device)
     low = advantages.masked_fill(~mask, math.inf).amin(1)
     high = advantages.masked_fill(~mask, -math.inf).amax(1)
     varies, two_signs = bool((high > low).any()), bool(((high > 0) & (low <= 0)).any())
