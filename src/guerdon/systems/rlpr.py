@@ -104,14 +104,14 @@ def rlpr(
     ]
     live = "prob"
     if splice is None:
-        signals["format"] = ThinkFormat(mode=format_mode)
+        signals["format"] = ThinkFormat(mode=format_mode, rule="rlpr")
         if gated:
             chain.append(Gate("prob", "format", threshold=1.0, when="at_least", otherwise=-1.0, drop=True))
         else:
             live, weights = "reward", (1 - format_coefficient, format_coefficient)
             chain.append(Fuse("prob", "format", weights=weights, into=live))
     if repetition:
-        signals["repetition"] = Repetition(rule="window", window_size=10, max_repetitions=10)
+        signals["repetition"] = Repetition(rule="rlpr", window_size=10, max_repetitions=10)
         chain.append(Fuse(live, "repetition", into="reward"))
         live = "reward"
     if std_beta is not None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from typing import Literal
 
+from guerdon.signals.verifiable.words import BARE_SCRIPTS
+
 FormatMode = Literal["R1", "R1_nothink"]
 LengthUnit = Literal["token", "char", "word"]
+LONG_RUN = 200  # characters without a blank: no word of any language, and longer than a line of dashes or a web address
+_RUN_WORD = 10  # so many of its characters count as a word
+_BARE_CHARACTER = re.compile(f"[{BARE_SCRIPTS}]")
+_PIECE = re.compile(rf"[{BARE_SCRIPTS}]|[^\s_{BARE_SCRIPTS}]+")
 _LAYOUT: dict[str, tuple[str, ...]] = {
     "R1": ("<think>", "</think>", "<answer>", "</answer>"),
     "R1_nothink": ("<answer>", "</answer>"),
@@ -32,27 +39,43 @@ def format_reward(response: str, format_mode: FormatMode = "R1") -> float:
     return float(places == sorted(places) and (format_mode != "R1" or places[0] == 0))
 
 
-def answer_tag_format(response: str) -> float:
-    """1.0 if there is exactly one <answer>...</answer> and its content is not blank, else 0.0."""
-    if format_reward(response, "R1_nothink") == 0.0:
+def is_filled(content: str) -> bool:
+    """Whether a tag's content says anything: more than white space and punctuation ("..." is a template copied)."""
+    return any(unicodedata.category(char)[0] not in "ZPC" for char in content)
+
+
+def filled_format(response: str, format_mode: FormatMode = "R1") -> float:
+    """`format_reward` with contents: 1.0 if the tags are once and in order and none is empty, else 0.0.
+
+    White space before the first tag is allowed: many chat templates make the policy write a line break.
+    """
+    text = response.lstrip()
+    if not format_reward(text, format_mode):
         return 0.0
-    return float(bool(response[response.index("<answer>") + 8 : response.index("</answer>")].strip()))
+    tags = _LAYOUT[format_mode]
+    pairs = zip(tags[::2], tags[1::2], strict=True)
+    return float(all(is_filled(text[text.index(o) + len(o) : text.index(c)]) for o, c in pairs))
+
+
+def answer_tag_format(response: str) -> float:
+    """1.0 if there is exactly one <answer>...</answer> and it is not empty (`is_filled`), else 0.0."""
+    return filled_format(response, "R1_nothink")
 
 
 def think_format(response: str, *, opened_by_prompt: bool = False) -> float:
-    """1.0 for `<think>reasoning</think>answer`: each tag exactly once, the text starts with <think>, both parts not blank.
+    """1.0 for `<think>reasoning</think>answer`: each tag exactly once, <think> first but for white space, neither part empty.
 
     Args:
         opened_by_prompt: the chat template already wrote <think>, so the completion must hold </think> only.
     """
     if response.count("</think>") != 1 or response.count("<think>") != (0 if opened_by_prompt else 1):
         return 0.0
-    head, _, answer = response.partition("</think>")
+    head, _, answer = response.lstrip().partition("</think>")
     if not opened_by_prompt:
         if not head.startswith("<think>"):
             return 0.0
         head = head.removeprefix("<think>")
-    return float(bool(head.strip()) and bool(answer.strip()))
+    return float(is_filled(head) and is_filled(answer))
 
 
 def nothing_but_tags(response: str) -> float:
@@ -88,15 +111,53 @@ def repetition_penalty(text: str, window_size: int = 10, max_repetitions_limit: 
     return -1 if max(counts.values()) >= max_repetitions_limit else 0
 
 
+def pieces(text: str) -> tuple[list[str], int]:
+    """What of a text can repeat itself, and how many pieces make what a word is: (pieces, 1 or 2).
+
+    Pieces are words (split at white space and "_"); in scripts without blanks, and in runs of more than `LONG_RUN` characters, each
+    character is one. Where most pieces are characters, two of them count as a word.
+    """
+    found: list[str] = []
+    characters = 0
+    for piece in _PIECE.findall(text):
+        single = len(piece) > LONG_RUN or bool(_BARE_CHARACTER.match(piece))
+        found += piece if single else [piece]
+        characters += len(piece) if single else 0
+    return found, 2 if 2 * characters > len(found) else 1
+
+
+def word_count(text: str) -> int:
+    """Words of a text: pieces between white space; in scripts without blanks each character, in a long run every tenth."""
+    words = 0
+    for piece in text.split():
+        bare = len(_BARE_CHARACTER.findall(piece))
+        rest = len(piece) - bare
+        words += bare + (-(-rest // _RUN_WORD) if rest > LONG_RUN else rest > 0)
+    return words
+
+
+def repeats_itself(text: str, window_size: int = 10, max_repetitions: int = 10) -> int:
+    """-1 if any window of `window_size` consecutive words occurs at least `max_repetitions` times, else 0; words as in `pieces`."""
+    if window_size < 1 or max_repetitions < 1:
+        raise ValueError(f"window_size={window_size} and max_repetitions={max_repetitions} must be at least 1")
+    units, scale = pieces(text)
+    size = window_size * scale
+    if len(units) <= size:
+        return 0
+    counts = Counter(tuple(units[i : i + size]) for i in range(len(units) - size + 1))
+    return -1 if max(counts.values()) >= max_repetitions else 0
+
+
 def repeated_fraction(text: str, n: int = 4) -> float:
-    """Fraction of word n-grams that repeat an earlier one: 1 - distinct / total, in [0, 1); 0 below n + 1 words."""
+    """Fraction of n-grams of words that repeat an earlier one: 1 - distinct / total, in [0, 1); 0 below n + 1 words; words as in `pieces`."""
     if n < 1:
         raise ValueError(f"n={n} must be at least 1")
-    words = text.split()
-    total = len(words) - n + 1
+    units, scale = pieces(text)
+    size = n * scale
+    total = len(units) - size + 1
     if total <= 1:
         return 0.0
-    return 1.0 - len({tuple(words[i : i + n]) for i in range(total)}) / total
+    return 1.0 - len({tuple(units[i : i + size]) for i in range(total)}) / total
 
 
 def length_reward(length: int, *, target: int | None = None, cap: int | None = None, buffer: int = 0) -> float:

@@ -182,25 +182,45 @@ def AnswerTag() -> TextSignal:
     )
 
 
-def ThinkFormat(*, mode: Literal["think", "R1", "R1_nothink"] = "R1", opened_by_prompt: bool = False) -> TextSignal:
-    """1.0 where the tags are laid out as the mode asks, else 0.0.
+def ThinkFormat(
+    *,
+    mode: Literal["think", "R1", "R1_nothink"] = "R1",
+    opened_by_prompt: bool = False,
+    rule: Literal["filled", "rlpr"] = "filled",
+) -> TextSignal:
+    """1.0 where the tags are laid out as the mode asks, else 0.0. Reads the whole text, not the answer part.
 
     Args:
-        mode: "R1" and "R1_nothink" as `layout.format_reward`; "think" as `layout.think_format` (no answer tags).
-        opened_by_prompt: for "think": the chat template already wrote <think>.
+        mode: "R1" = <think>, </think>, <answer>, </answer>; "R1_nothink" = the answer tags; "think" = <think>reasoning</think>answer.
+        opened_by_prompt: the chat template already wrote <think>.
+        rule: "filled" = no part may be empty and white space may come first (`layout.filled_format`, `layout.think_format`);
+            "rlpr" = as RLPR published it (`layout.format_reward`): empty tags are paid, a leading line break is not.
     """
+    if rule not in ("filled", "rlpr"):
+        raise ValueError(f"rule={rule!r}: use 'filled' or 'rlpr'")
     if mode == "think":
+        if rule == "rlpr":
+            raise ValueError(
+                "rule='rlpr' is of the modes 'R1' and 'R1_nothink': RLPR has no layout without answer tags"
+            )
         return _layout_signal(
             "think_format",
             lambda text: layout.think_format(text, opened_by_prompt=opened_by_prompt),
             "not <think>reasoning</think>answer",
             {"mode": mode, "opened_by_prompt": opened_by_prompt},
         )
-    if opened_by_prompt:
-        raise ValueError(f"opened_by_prompt applies to mode='think', not to {mode!r}")
-    layout.format_reward("", mode)  # refuses an unknown mode here
+    if opened_by_prompt and mode == "R1_nothink":
+        raise ValueError(f"opened_by_prompt applies to modes with <think>, not to {mode!r}")
+    score = layout.format_reward if rule == "rlpr" else layout.filled_format
+    score("", mode)  # refuses an unknown mode here
+    opening = "<think>" if opened_by_prompt else ""
+    options = {
+        "mode": mode,
+        **({"opened_by_prompt": True} if opening else {}),
+        **({"rule": rule} if rule != "filled" else {}),
+    }
     return _layout_signal(
-        "think_format", lambda text: layout.format_reward(text, mode), f"not the tag layout {mode}", {"mode": mode}
+        "think_format", lambda text: score(opening + text, mode), f"not the tag layout {mode}", options
     )
 
 
@@ -224,7 +244,7 @@ def Length(
         lengths = (
             columns[TOKENS]
             if unit == "token"
-            else [len(text) if unit == "char" else len(text.split()) for text in texts]
+            else [len(text) if unit == "char" else layout.word_count(text) for text in texts]
         )
         values = [layout.length_reward(length, target=target, cap=cap, buffer=buffer) for length in lengths]
         return [
@@ -237,26 +257,34 @@ def Length(
 
 
 def Repetition(
-    *, rule: Literal["window", "ngram"] = "window", window_size: int = 10, max_repetitions: int = 10, n: int = 4
+    *,
+    rule: Literal["window", "ngram", "rlpr"] = "window",
+    window_size: int = 10,
+    max_repetitions: int = 10,
+    n: int = 4,
 ) -> TextSignal:
-    """A penalty in [-1, 0] for repetition.
+    """A penalty in [-1, 0] for repetition. In text without blanks characters take the place of words (`layout.pieces`).
 
     Args:
-        rule: "window" = -1 if any window of `window_size` words occurs `max_repetitions` times (`layout.repetition_penalty`);
-            "ngram" = minus the fraction of word n-grams that repeat an earlier one.
+        rule: "window" = -1 if any window of `window_size` words occurs `max_repetitions` times (`layout.repeats_itself`); "ngram" =
+            minus the fraction of n-grams that repeat an earlier one; "rlpr" = the window as RLPR published it
+            (`layout.repetition_penalty`: words are split at white space and "_" alone).
+        window_size, max_repetitions: of the window.
+        n: words of an n-gram.
     """
-    if rule not in ("window", "ngram"):
-        raise ValueError(f"rule={rule!r}: use 'window' or 'ngram'")
+    if rule not in ("window", "ngram", "rlpr"):
+        raise ValueError(f"rule={rule!r}: use 'window', 'ngram' or 'rlpr'")
 
     def score(text: str) -> float:
-        if rule == "window":
-            return float(layout.repetition_penalty(text, window_size, max_repetitions))
-        return -layout.repeated_fraction(text, n)
+        if rule == "ngram":
+            return -layout.repeated_fraction(text, n)
+        window = layout.repetition_penalty if rule == "rlpr" else layout.repeats_itself
+        return float(window(text, window_size, max_repetitions))
 
     score("")  # refuses bad sizes here
 
     def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
         return [Verdict(value, "repeats itself" if value else None) for value in map(score, texts)]
 
-    options = {"window_size": window_size, "max_repetitions": max_repetitions} if rule == "window" else {"n": n}
+    options = {"window_size": window_size, "max_repetitions": max_repetitions} if rule != "ngram" else {"n": n}
     return TextSignal(check, (), "repetition", _settings({"rule": rule, **options}))

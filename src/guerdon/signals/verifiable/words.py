@@ -30,14 +30,14 @@ _MATH_DOLLARS = re.compile(r"\$(?=\S)([^$\n]*?\S)\$(?!\d)")
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|boxed|fbox|emph)\s*\{([^{}]*)\}")
 _TAGS = re.compile(r"</?(?:b|i|u|em|strong|span|p|mark|code|br)\b[^<>]*>", re.I)
 # Scripts without blanks: ideographs, kana, Thai, Lao, Tibetan, Myanmar, Khmer. A base with its marks is one character.
-_BARE = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u0e01-\u0eff\u0f40-\u0fbc\u1000-\u109f\u1780-\u17d3"
+BARE_SCRIPTS = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff\u0e01-\u0eff\u0f40-\u0fbc\u1000-\u109f\u1780-\u17d3"
 _NUMBER = (
     r"(?:(?<![\w.])-)?(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)?(?:\.?\d+)(?:[.,:/\u00b7]\d+)*(?:e[-+]?\d+(?!\w))?(?:-\d+)*"
 )
-_WORD = rf"[^\W{_BARE}](?:[^\W{_BARE}]|['&.\-/](?=[^\W\d_{_BARE}])|[\u0300-\u036f])*"
+_WORD = rf"[^\W{BARE_SCRIPTS}](?:[^\W{BARE_SCRIPTS}]|['&.\-/](?=[^\W\d_{BARE_SCRIPTS}])|[\u0300-\u036f])*"
 _TOKEN = re.compile(
     rf"{_NUMBER}(?:%|[a-z\u00b5\u03bc]*(?:[+#]+(?![\w]))?)|{_WORD}(?:[+#]+(?!\w)|(?<=\b[a-z])-(?=[\s,.;)]|$))?"
-    rf"|[{_BARE}][\u0300-\u036f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u1031\u1036-\u103a\u17b4-\u17d3\u3099\u309a]*|[=<>^\u2264\u2265\u2260\u00b1]|[$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9]"
+    rf"|[{BARE_SCRIPTS}][\u0300-\u036f\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u1031\u1036-\u103a\u17b4-\u17d3\u3099\u309a]*|[=<>^\u2264\u2265\u2260\u00b1]|[$\u20ac\u00a3\u00a5\u20b9\u20bd\u20a9]"
 )
 _JOINS = "-/.\u2010\u2011\u2013\u2212"
 _JOINED = re.compile(r"(?<=[^\W\d_])[-/.](?=[^\W\d_])|(?<=[^\W\d_])-(?=\d)|(?<=\d)-(?=[^\W\d_])")
@@ -132,4 +132,4 @@ def words_f1(answer: str, reference: str) -> float:
     return best
 
 
-__all__ = ["same_words", "words", "words_f1"]
+__all__ = ["BARE_SCRIPTS", "same_words", "words", "words_f1"]
