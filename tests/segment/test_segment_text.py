@@ -132,3 +132,48 @@ def test_slices_equal_the_regex(text: str, pattern: str) -> None:
 def test_tilings_give_back_the_text(text: str) -> None:
     for segmenter in (BySentence(), ByDelimiter(None, "\n"), ByRegex("b")):
         assert "".join(cut(segmenter, text)[0]) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("So 5! = 120. Then we stop.", ["So 5! = 120. ", "Then we stop."]),
+        ("We get \\[ x = 1. \\] Then we stop.", ["We get \\[ x = 1. \\] ", "Then we stop."]),
+        ("The value is 3.14. Then we go on.", ["The value is 3.14. ", "Then we go on."]),
+        ("1. First.\n2. Second.", ["1. First.\n", "2. Second."]),
+        ("n! grows. Fast.", ["n! grows. ", "Fast."]),
+        ("We have (n+1)! - n! = n n!. Done.", ["We have (n+1)! - n! = n n!. ", "Done."]),
+        ("Stop! Now go.", ["Stop! ", "Now go."]),
+        ("It is 5! Then stop.", ["It is 5! ", "Then stop."]),
+        ("$$a = 1.$$ Then b.", ["$$a = 1.$$ ", "Then b."]),
+        ("$$a = 1.$$ and b. So.", ["$$a = 1.$$ and b. ", "So."]),
+        ("It costs $5. I pay $5. Good.", ["It costs $5. ", "I pay $5. ", "Good."]),
+        ("Let $x = 1. y$ be. Then.", ["Let $x = 1. y$ be. ", "Then."]),
+        (
+            "\\begin{align} a &= 1. \\\\ b &= 2. \\end{align} So c.",
+            ["\\begin{align} a &= 1. \\\\ b &= 2. \\end{align} So c."],
+        ),
+        ("One.\r\n\r\nTwo.", ["One.\r\n\r\n", "Two."]),
+        ("Title\r\n\r\nBody.", ["Title\r\n\r\n", "Body."]),
+        ("2! \\cdot 3 = 6. So.", ["2! \\cdot 3 = 6. ", "So."]),
+        ("Is 5! < 6!? Yes.", ["Is 5! < 6!? ", "Yes."]),
+    ],
+)
+def test_sentences_with_formulas_factorials_and_crlf(text: str, sentences: list[str]) -> None:
+    assert cut(BySentence(), text) == [sentences]
+
+
+def test_a_blank_line_of_windows_ends_a_step() -> None:
+    assert cut(ByDelimiter(None, "\n\n"), "Step 1: a.\r\n\r\nStep 2: b.", "a\n\nb", "a\r\nb") == [
+        ["Step 1: a.\r\n\r\n", "Step 2: b."],
+        ["a\n\n", "b"],
+        ["a\r\nb"],
+    ]
+    assert cut(ByDelimiter(None, ". "), "a. b") == [["a. ", "b"]]
+
+
+@pytest.mark.parametrize("piece", ["$a", "\\[", "\\begin{a}", "5! ", "\\(", "$$"])
+def test_sentences_of_unclosed_formulas_take_linear_time(piece: str) -> None:
+    began = time.perf_counter()
+    split_sentences(piece * (100_000 // len(piece)))
+    assert time.perf_counter() - began < 3

@@ -137,7 +137,8 @@ def test_formats_length_repetition() -> None:
     "make",
     [
         lambda: Math(extract="box"), lambda: Math(on_timeout="one"), lambda: Math(timeout_s=0), lambda: Numeric(atol=-1), lambda: QA(metric="bleu"),
-        lambda: ThinkFormat(mode="r1"), lambda: ThinkFormat(mode="R1_nothink", opened_by_prompt=True), lambda: ThinkFormat(rule="x"), lambda: QA(rule="x"), lambda: Length(), lambda: Length(cap=5, buffer=5),
+        lambda: ThinkFormat(mode="r1"), lambda: ThinkFormat(mode="R1_nothink", opened_by_prompt=True), lambda: ThinkFormat(rule="x"), lambda: QA(rule="x"),
+        lambda: Length(), lambda: Length(cap=5, buffer=5),
         lambda: Length(cap=5, unit="line"), lambda: Repetition(rule="x"), lambda: Repetition(window_size=0),
     ],
 )  # fmt: skip

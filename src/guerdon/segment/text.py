@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -46,13 +47,10 @@ def ends_of_content(text: str, ends: Iterable[int]) -> list[int]:
 def split_text(text: str, delimiter: str) -> list[CharSpan]:
     """Pieces that end with `delimiter` (it belongs to the piece it ends), and the rest; non-overlapping from the left.
 
-    White space alone is no piece, see `ends_of_content`.
+    White space alone is no piece, see `ends_of_content`. A line break in the delimiter is also one of two characters (CR LF).
     """
-    ends, at = [], text.find(delimiter)
-    while at >= 0:
-        ends.append(at + len(delimiter))
-        at = text.find(delimiter, ends[-1])
-    return tile_at(text, ends_of_content(text, ends))
+    pattern = re.escape(delimiter).replace("\\\n", "\n").replace("\n", r"\r?\n")
+    return tile_at(text, ends_of_content(text, [match.end() for match in re.finditer(pattern, text)]))
 
 
 @dataclass(frozen=True)
@@ -236,8 +234,16 @@ ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
 # A full stop, exclamation or question mark (with closing quotes and brackets) and white space; a CJK one needs no space.
 # Possessive, and only at the head of a run: a hundred thousand dots take linear time.
 _STOP = re.compile(
-    r"""(?<![.!?…])(?P<stop>[.!?…]++)["'”’)\]}»*_]*+(?P<space>\s++)|[。！？]++[」』”’）]*+\s*+|\n[ \t]*+\n\s*+"""
+    r"""(?<![.!?…])(?P<stop>[.!?…]++)["'”’)\]}»*_]*+(?P<space>\s++)|[。！？]++[」』”’）]*+\s*+|\n[ \t\r]*+\n\s*+"""
 )
+# Formulas: what stops inside one ends no sentence. Inline dollars stay on their line and touch what they hold, unlike prices.
+_FORMULA = re.compile(r"\\\[|\\\(|\$\$|\\begin\{(\w+\*?)\}|(?<![\\$\w])\$(?=[^\s$])[^$\n]*+(?<=\S)\$(?!\d)")
+_CLOSING = {"\\[": "\\]", "\\(": "\\)", "$$": "$$"}
+# After the "!" of a factorial: the formula or the clause goes on.
+_AFTER_FACTORIAL = re.compile(
+    r"[-=+*/<>^|%,;:)\]}\u00b7\u00d7\u00f7\u2212\u2248\u2264\u2265\u2260\u2208]|\\(?:cdot|times|div|le|ge|ne|approx)|[^\W\d_]"
+)
+_FACTORIAL = re.compile(r"(?:(?<=\d)|(?<=[)}\]])|(?<=\b[A-Za-z]))!{1,2}\s")
 _WORD_BEFORE = re.compile(r"[^\s(\[{\"'“‘«]+$")
 
 
@@ -246,15 +252,56 @@ def split_sentences(text: str, abbreviations: frozenset[str] = ABBREVIATIONS) ->
 
     A sentence ends at . ! ? … (with closing quotes or brackets) before white space, at 。！？, and at a blank line. A single
     full stop does NOT end one after an abbreviation, an initial ("J. Smith"), a list number at the start of a line
-    ("2. Then"), or before a lower-case letter. Decimals ("3.14") have no white space and are never cut. Left out: headings
-    without a stop, abbreviations that do end a sentence ("... at 5 p.m. He ...").
+    ("2. Then"), or before a lower-case letter. Decimals ("3.14") have no white space and are never cut; nor is a factorial that
+    goes on ("5! = 120"). A formula is never cut; one that ends with a stop ends its sentence. Left out: headings without a stop,
+    abbreviations that do end a sentence ("... at 5 p.m. He ...").
     """
-    ends = []
+    formulas = _formulas(text)
+    ends = [end for start, stop in formulas if (end := _end_with_formula(text, start, stop))]
+    starts = [start for start, _ in formulas]
     for match in _STOP.finditer(text):
+        at = bisect.bisect_right(starts, match.start()) - 1
+        if at >= 0 and match.start() < formulas[at][1]:
+            continue
+        if _is_factorial(text, match):
+            continue
         if match["stop"] == "." and "\n" not in match["space"].strip(" \t\r") and _goes_on(text, match, abbreviations):
             continue
         ends.append(match.end())
     return tile_at(text, ends)
+
+
+def _formulas(text: str) -> list[tuple[int, int]]:
+    """[start, end) of the formulas of a text, those that never close left out."""
+    found: list[tuple[int, int]] = []
+    at, missing = 0, set[str]()  # each closing mark that is nowhere is looked for once
+    for match in _FORMULA.finditer(text) if "$" in text or "\\" in text else ():
+        closing = f"\\end{{{match[1]}}}" if match[1] else _CLOSING.get(match[0], "")
+        if match.start() < at or closing in missing:
+            continue
+        end = text.find(closing, match.end()) if closing else match.end()
+        if end < 0:
+            missing.add(closing)
+            continue
+        at = end + len(closing)
+        found.append((match.start(), at))
+    return found
+
+
+def _end_with_formula(text: str, start: int, stop: int) -> int | None:
+    """Where a sentence ends that ends with the stop inside the formula text[start:stop]; None where it goes on."""
+    held = text[start:stop].rstrip("$").removesuffix("\\]").removesuffix("\\)").rstrip()
+    end = stop + len(text[stop:]) - len(text[stop:].lstrip())
+    following = text[end : end + 1]
+    return end if held.endswith((".", "!", "?")) and end > stop and not following.islower() else None
+
+
+def _is_factorial(text: str, match: re.Match[str]) -> bool:
+    """Whether "!" is a sign of the formula that goes on after it, and no stop."""
+    if match["stop"] not in ("!", "!!") or not _FACTORIAL.match(text, match.start("stop")):
+        return False
+    following = _AFTER_FACTORIAL.match(text, match.end())
+    return following is not None and not following[0].isupper()
 
 
 def _goes_on(text: str, match: re.Match[str], abbreviations: frozenset[str]) -> bool:
