@@ -39,6 +39,10 @@ class ConfigError(GuerdonError, ValueError):
     """A configuration value is missing, unknown or out of range."""
 
 
+class BusyError(GuerdonError, RuntimeError):
+    """Another process is writing the folder or the file; the message says which process, and since when."""
+
+
 class DataError(GuerdonError, ValueError):
     """A data file or record cannot be read as what it is said to be."""
 

@@ -5,6 +5,7 @@ import pytest
 from guerdon.cli.config import CompareConfig, RunConfig, check_same, resolve, save, slug
 from guerdon.cli.main import split_specs
 from guerdon.errors import ConfigError
+from guerdon.folders import claim
 from guerdon.systems.spec import parse_spec
 from guerdon.tasks.arithmetic import sums
 
@@ -46,14 +47,51 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path):
         resolve(RunConfig, tmp_path / "none.yaml", {}, [])
 
 
+def a_run(folder, config, steps=1):
+    """A folder as `guerdon train` leaves it after some steps."""
+    claim.claim(folder, "train")
+    save(config, folder)
+    (folder / "metrics.jsonl").write_text("".join(f'{{"step": {k + 1}}}\n' for k in range(steps)))
+
+
 def test_a_folder_continues_only_the_same_run(tmp_path):
     config = RunConfig(steps=5, out=str(tmp_path))
+    other = config.model_copy(update={"steps": 6})
     assert check_same(config, tmp_path, restart=False) == "new"
-    save(config, tmp_path)
+    a_run(tmp_path, config)
     assert check_same(config.model_copy(update={"threads": 2}), tmp_path, restart=False) == "continue"
     with pytest.raises(ConfigError, match="steps: 5 -> 6"):
-        check_same(config.model_copy(update={"steps": 6}), tmp_path, restart=False)
-    assert check_same(config.model_copy(update={"steps": 6}), tmp_path, restart=True) == "new"
+        check_same(other, tmp_path, restart=False)
+    assert check_same(other, tmp_path, restart=True) == "replace"
+    with pytest.raises(ConfigError, match="holds a single run, and this is a comparison"):
+        check_same(CompareConfig(out=str(tmp_path)), tmp_path, restart=True)
+
+
+def test_a_run_that_never_took_a_step_is_in_nobodys_way(tmp_path):
+    a_run(tmp_path, RunConfig(steps=5), steps=0)
+    assert check_same(RunConfig(steps=6), tmp_path, restart=False) == "replace"
+
+
+def test_a_setting_that_is_younger_than_the_run_stood_at_its_default(tmp_path):
+    a_run(tmp_path, RunConfig(steps=5))
+    file = tmp_path / "config.yaml"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("kl_to_start")))
+    assert check_same(RunConfig(steps=5), tmp_path, restart=False) == "continue"
+    with pytest.raises(ConfigError, match="kl_to_start: True -> False"):
+        check_same(RunConfig(steps=5, kl_to_start=False), tmp_path, restart=False)
+
+
+def test_restart_is_refused_where_no_run_is_and_a_config_that_cannot_be_read_is_no_traceback(tmp_path):
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    assert check_same(RunConfig(), tmp_path, restart=False) == "new"
+    with pytest.raises(ConfigError, match=r"holds no run of Guerdon \(config.yaml in it\)"):
+        check_same(RunConfig(), tmp_path, restart=True)
+    assert check_same(RunConfig(), tmp_path / "none", restart=True) == "new"
+    (tmp_path / "config.yaml").unlink()
+    a_run(tmp_path, RunConfig())
+    for text in ("", "a: [", "- x"):
+        (tmp_path / "config.yaml").write_text(text)
+        assert check_same(RunConfig(), tmp_path, restart=False) == "continue"
 
 
 def test_a_comparison_is_every_system_with_every_seed_in_folders_of_their_own():

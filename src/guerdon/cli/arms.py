@@ -2,7 +2,8 @@
 
 A process per run: a crash, an out-of-memory kill or a leak in one cannot touch the others, and one thread each is faster
 on small models than all threads in turn. What a run knows about itself is in its folder; this file only starts processes,
-reads `metrics.jsonl` to see progress, and passes Ctrl-C on, waiting until every run has saved.
+reads `metrics.jsonl` to see progress, and passes Ctrl-C on, waiting until every run has saved. A run whose comparison dies
+saves and ends as well (`lifeline`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from guerdon.cli import lifeline
 from guerdon.cli.config import CONFIG_NAME, RunConfig, slug
 from guerdon.cli.runfolder import last_record, read_manifest
 
@@ -96,6 +98,7 @@ def run_arms(
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
+        lifeline.PARENT: str(os.getpid()),
     }
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=quiet) as progress:

@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guerdon.cli.presets import with_preset
+from guerdon.cli.runfolder import last_record
 from guerdon.errors import ConfigError, nearest
+from guerdon.folders import claim
 from guerdon.systems.spec import parse_scalar
 
 CONFIG_NAME = "config.yaml"
@@ -174,26 +176,71 @@ def describe_settings(kind: type[RunConfig]) -> str:
 def save(config: RunConfig, folder: Path) -> None:
     """Write the resolved record to the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_NAME).write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    )
+    scratch = folder / f".{CONFIG_NAME}.new"
+    scratch.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    scratch.replace(folder / CONFIG_NAME)
 
 
 # Settings that do not change what a run computes: they may differ when it is continued.
 HARMLESS = frozenset({"out", "threads", "jobs", "log_rollouts_every"})
+Found = Literal["new", "continue", "replace"]
 
 
-def check_same(config: RunConfig, folder: Path, *, restart: bool) -> Literal["new", "continue"]:
-    """Whether `folder` holds this very run already. Another run in it is an error that says what differs."""
-    path = folder / CONFIG_NAME
-    if restart or not path.exists():
+def check_same(config: RunConfig, folder: Path, *, restart: bool) -> Found:
+    """What a folder holds for this run; nothing in it is changed.
+
+    Returns:
+        "new": no run. "continue": this very run. "replace": a run that `claim.clear` may delete, because of `restart` or because
+        it never took a step.
+
+    Raises:
+        ConfigError: another run, of which it says what differs; `restart` where no run is; other people's files in the way.
+    """
+    kind: claim.Kind = "compare" if isinstance(config, CompareConfig) else "train"
+    known = claim.owner(folder)
+    if known is None:
+        if restart and claim.contents(folder):
+            raise ConfigError(
+                f"{folder} holds no run of Guerdon ({', '.join(claim.contents(folder)[:4])} in it): --restart deletes nothing there; "
+                f"leave it out, or name another --out"
+            )
         return "new"
-    old = yaml.safe_load(path.read_text()) or {}
-    new = config.model_dump(mode="json")
-    differing = sorted(key for key in {*old, *new} - HARMLESS if old.get(key) != new.get(key))
-    if differing:
-        changes = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
+    if known["kind"] != kind:
+        word = {"train": "a single run", "compare": "a comparison", "trainer": "a run made from Python"}[known["kind"]]
         raise ConfigError(
-            f"{folder} holds a run with other settings ({changes}); use another --out, or --restart to throw it away"
+            f"{folder} holds {word}, and this is {'a comparison' if kind == 'compare' else 'a single run'}: use another --out"
         )
-    return "continue"
+    if restart:
+        return "replace"
+    if not (differing := differences(config, folder)):
+        return "continue"
+    if not has_steps(folder):
+        return "replace"
+    raise ConfigError(
+        f"{folder} holds a run with other settings ({'; '.join(differing)}); use another --out, or --restart to throw it away"
+    )
+
+
+def differences(config: RunConfig, folder: Path) -> list[str]:
+    """The settings in which the run in a folder differs, a text each. None where its configuration cannot be read any more: its
+    checkpoints know the settings, too."""
+    try:
+        saved = yaml.safe_load((folder / CONFIG_NAME).read_text())
+    except (OSError, yaml.YAMLError):
+        saved = None
+    if not isinstance(saved, dict) or not saved:
+        return []
+    new = config.model_dump(mode="json")
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in type(config).model_fields.items()}
+    old = {**defaults, **saved}  # a setting that is younger than the run stood at its default
+    differing = sorted(key for key in {*old, *new} - HARMLESS if old.get(key) != new.get(key))
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in differing]
+
+
+def has_steps(folder: Path) -> bool:
+    """Whether the run in a folder, or one of a comparison's, has taken a step: whether there is something to lose."""
+    arms = (claim.owner(folder) or {}).get("arms", [])
+    places = [folder, *(folder / arm for arm in arms)]
+    return any(
+        last_record(place / "metrics.jsonl") or any(place.glob("checkpoints/checkpoint-*/COMPLETE")) for place in places
+    )

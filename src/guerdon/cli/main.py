@@ -14,7 +14,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from guerdon.cli.lifeline import end_with_parent, patience_s
 from guerdon.errors import GuerdonError
+from guerdon.interrupt import raise_on_stop
+from guerdon.redact import without_credentials
 
 app = typer.Typer(
     name="guerdon",
@@ -51,7 +54,7 @@ Out = Annotated[str | None, typer.Option(help="folder for results")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of torch")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="also write the numbers to this file")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no table")]
-Restart = Annotated[bool, typer.Option("--restart", help="throw away what the folder holds")]
+Restart = Annotated[bool, typer.Option("--restart", help="throw away what a run wrote there before")]
 GroupSize = Annotated[int | None, typer.Option(help="rollouts of each prompt")]
 PromptsPerStep = Annotated[int | None, typer.Option(help="prompts of each optimiser step")]
 LearningRate = Annotated[float | None, typer.Option(help="default: the model's suggested one")]
@@ -142,7 +145,7 @@ def train(
         return
     from guerdon.cli.train import train_run
 
-    train_run(settings, restart=restart, quiet=quiet, console=console)
+    train_run(settings, restart=restart, quiet=quiet, console=console, wait_s=patience_s())
 
 
 @app.command(epilog="Example: guerdon compare outcome pure pure:credit=sum --seeds 2 --steps 60")
@@ -336,6 +339,8 @@ def main() -> None:
     """Entry point: errors of ours are one paragraph without a traceback (GUERDON_TRACEBACK=1 shows it)."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
+        raise_on_stop()
+        end_with_parent()
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (KeyboardInterrupt, typer.Abort):
@@ -360,7 +365,7 @@ def main() -> None:
 def _plain(error: BaseException) -> str:
     from rich.markup import escape
 
-    return escape(str(error))
+    return escape(without_credentials(str(error)))
 
 
 if __name__ == "__main__":

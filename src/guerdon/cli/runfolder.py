@@ -13,18 +13,28 @@ import os
 import platform
 import sys
 import time
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from guerdon.redact import without_credentials
 
 MANIFEST = "manifest.json"
 REPORTED = ("guerdon", "torch", "transformers", "trl", "accelerate", "peft", "numpy", "math-verify")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, or {} where there is none."""
+    """The manifest, or {} where there is none. One that cannot be read (a full disk, a lost power line) is said and left."""
     path = folder / MANIFEST
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{path} cannot be read ({error}); going on without it", stacklevel=2)
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_manifest(folder: Path, **values: Any) -> dict[str, Any]:
@@ -32,7 +42,10 @@ def write_manifest(folder: Path, **values: Any) -> dict[str, Any]:
     record = {**read_manifest(folder), **values}
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f".{MANIFEST}.{os.getpid()}"
-    scratch.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    with scratch.open("w") as file:
+        file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     scratch.replace(folder / MANIFEST)
     return record
 
@@ -48,7 +61,7 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {**versions, "python": platform.python_version()},
         "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
-        "command": " ".join(["guerdon", *sys.argv[1:]]),
+        "command": without_credentials(" ".join(["guerdon", *sys.argv[1:]])),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -1,12 +1,14 @@
 """`guerdon train`: one policy, one system, one seed, in a folder that can be killed at any time and gone on with.
 
-Order matters: everything that can be refused (configuration, system, task, model) is refused before anything is sampled.
+Order matters: everything that can be refused (configuration, system, task, model, the trainer's own checks) is refused before
+anything is deleted, written or sampled.
 """
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,9 @@ from guerdon.cli.models import resolve_model
 from guerdon.cli.presets import preset_line
 from guerdon.cli.runfolder import last_record, provenance, read_manifest, write_manifest
 from guerdon.errors import ConfigError, TrainingFailed
+from guerdon.folders import claim
+from guerdon.folders.lock import hold_folder
+from guerdon.redact import without_credentials
 
 if TYPE_CHECKING:
     from guerdon.system import System
@@ -38,21 +43,59 @@ class Parts:
     chat: bool  # prompts go through the tokenizer's chat template
 
 
-def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console) -> dict[str, Any]:
-    """Train, measure, report. Returns the run's manifest.
+def train_run(
+    config: RunConfig, *, restart: bool, quiet: bool, console: Console, wait_s: float = 0.0
+) -> dict[str, Any]:
+    """Train, measure, report. Returns the run's manifest. Nothing is deleted or written before everything was checked.
+
+    Args:
+        config: the run.
+        restart: throw away the run that the folder holds. Files that no run wrote stay.
+        quiet: no bars, no table.
+        console: where progress goes.
+        wait_s: seconds to wait for another process that writes the folder.
 
     Raises:
         ConfigError: the folder holds another run, or a setting is wrong.
+        BusyError: another process writes the folder.
         KeyboardInterrupt: after the run was saved; the same call continues it.
         TrainingFailed: nothing could be trained; the manifest says why, and the same call continues it.
     """
     folder = config.folder
-    if settings.check_same(config, folder, restart=restart) == "new" and restart and folder.exists():
-        shutil.rmtree(folder)
-    if read_manifest(folder).get("status") == "done":
-        console.print(f"{folder} is done already; --restart runs it anew")
-        return read_manifest(folder)
-    settings.save(config, folder)
+    with hold_folder(folder, wait_s=wait_s):
+        found = settings.check_same(config, folder, restart=restart)
+        if found == "continue" and read_manifest(folder).get("status") == "done":
+            console.print(f"{folder} is done already; --restart runs it anew")
+            return read_manifest(folder)
+        hush()
+        try:
+            parts = resolve_parts(config)
+            trainer = build_trainer(config, parts, folder, quiet=quiet, console=console)
+            take(folder, found, "train", console=console)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the trainer makes it; a refused run leaves nothing behind
+                (folder / "checkpoints").rmdir()
+            raise
+        settings.save(config, folder)
+        return _run(config, parts, trainer, folder, quiet=quiet, console=console)
+
+
+def take(folder: Path, found: settings.Found, kind: claim.Kind, *, console: Console, **names: Sequence[str]) -> None:
+    """Make a folder a run's: what an earlier run wrote is deleted where it is to be replaced, and a mark is written."""
+    if found == "replace":
+        left = claim.clear(folder)
+        if left:
+            console.print(
+                f"{folder}: the run in it was deleted; what no run wrote stays: {', '.join(left[:8])}",
+                highlight=False,
+                soft_wrap=True,
+            )
+    claim.claim(folder, kind, **names)
+
+
+def _run(
+    config: RunConfig, parts: Parts, trainer: Any, folder: Path, *, quiet: bool, console: Console
+) -> dict[str, Any]:
     write_manifest(
         folder,
         system=config.system,
@@ -60,32 +103,36 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
         model=config.model,
         seed=config.seed,
         status="running",
+        error=None,
         **provenance(),
+        description=str(parts.system),
+        policy=str(parts.policy),
+        questions=count_questions(parts.task),
     )
-    hush()
+    if not quiet:
+        console.print(questions_line(parts.task, config.eval_prompts), highlight=False, soft_wrap=True)
+        if said := preset_line(config):
+            console.print(said, highlight=False, soft_wrap=True)
+    started = time.monotonic()
     try:
-        parts = resolve_parts(config)
-        write_manifest(
-            folder, description=str(parts.system), policy=str(parts.policy), questions=count_questions(parts.task)
-        )
-        if not quiet:
-            console.print(questions_line(parts.task, config.eval_prompts), highlight=False, soft_wrap=True)
-            if said := preset_line(config):
-                console.print(said, highlight=False, soft_wrap=True)
-        started = time.monotonic()
-        status, failure = _train(config, parts, folder, quiet=quiet, console=console)
+        trainer.train(resume_from_checkpoint=True)
+        if trainer.status == "finished":
+            with claim.noting_policy(folder):
+                trainer.save_model(str(folder / "policy"))
+        status = "done" if trainer.status == "finished" else trainer.status
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
-        write_manifest(
-            folder,
-            status="interrupted" if stopped else "failed",
-            error=None if stopped else f"{type(error).__name__}: {error}",
-        )
+        with contextlib.suppress(OSError):  # a full disk: the error that comes is the one to tell
+            write_manifest(
+                folder,
+                status="interrupted" if stopped else "failed",
+                error=None if stopped else without_credentials(f"{type(error).__name__}: {error}"),
+            )
         raise
     write_manifest(
         folder,
         status=status,
-        error=failure,
+        error=trainer.failure,
         finished=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         seconds=round(time.monotonic() - started, 1),
     )
@@ -93,7 +140,7 @@ def train_run(config: RunConfig, *, restart: bool, quiet: bool, console: Console
         raise KeyboardInterrupt
     if status == "failed":
         raise TrainingFailed(
-            f"{failure}. {folder} holds what there is, with status 'failed'; the same command goes on from there"
+            f"{trainer.failure}. {folder} holds what there is, with status 'failed'; the same command goes on from there"
         )
     if not quiet:
         from guerdon.cli.outcome import print_table, write_report
@@ -146,8 +193,8 @@ def resolve_parts(config: RunConfig) -> Parts:
     return Parts(task, policy, tokenizer, system, chat=bool(getattr(tokenizer, "chat_template", None)))
 
 
-def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, console: Console) -> tuple[str, str | None]:
-    """Train; returns the manifest's status, and why where it is "failed"."""
+def build_trainer(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, console: Console) -> Any:
+    """The trainer of a run. Whatever it refuses is refused here."""
     import torch
     from transformers import PrinterCallback
 
@@ -181,10 +228,7 @@ def _train(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool, consol
         callbacks=[] if quiet else [_bar_callback(config, folder, console)],
     )
     trainer.remove_callback(PrinterCallback)  # a dictionary a step; ours are in metrics.jsonl
-    trainer.train(resume_from_checkpoint=True)
-    if trainer.status == "finished":
-        trainer.save_model(str(folder / "policy"))
-    return "done" if trainer.status == "finished" else trainer.status, trainer.failure
+    return trainer
 
 
 def micro_batch(config: RunConfig, rollouts: int) -> int:

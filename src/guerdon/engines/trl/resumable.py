@@ -7,10 +7,7 @@ learned is not in its checkpoints. Here a checkpoint counts only at a generation
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -18,30 +15,7 @@ from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from trl import GRPOTrainer
 
 from guerdon.engines.trl import checkpoint
-
-
-class Interrupt:
-    """Ctrl-C as a request: the first one is remembered, the second one raises. Does nothing outside the main thread."""
-
-    def __init__(self) -> None:
-        self.requested = self.obeyed = False
-        self._previous: Any = None
-
-    def __enter__(self) -> Interrupt:
-        self.requested = self.obeyed = False
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+from guerdon.interrupt import Interrupt
 
 
 class ResumableTrainer(GRPOTrainer):
@@ -52,8 +26,8 @@ class ResumableTrainer(GRPOTrainer):
         options: of GRPOTrainer, by keyword.
 
     Attributes:
-        status: "ready", "running", "finished", "interrupted" (Ctrl-C; a checkpoint was saved at the generation boundary) or "failed"
-            (nothing could be trained; a checkpoint was saved where there was a step to save).
+        status: "ready", "running", "finished", "interrupted" (Ctrl-C, TERM or HUP; a checkpoint was
+            saved at the generation boundary) or "failed" (nothing could be trained; a checkpoint was saved where there was a step to save).
         failure: why it failed, in words; None otherwise.
         interrupt: whether somebody asked to stop.
     """
@@ -79,7 +53,7 @@ class ResumableTrainer(GRPOTrainer):
     def train(self, resume_from_checkpoint: bool | str | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; True = go on from the newest complete checkpoint of output_dir, or start where there is none.
 
-        Ctrl-C saves at the next generation boundary and returns (`status` = "interrupted"); a second Ctrl-C stops at once.
+        Ctrl-C, TERM and HUP save at the next generation boundary and return (`status` = "interrupted"); a second Ctrl-C stops at once.
         """
         resume = checkpoint.resolve_resume(resume_from_checkpoint, self.args.output_dir)
         self.status, self.failure = "running", None
