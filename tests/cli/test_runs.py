@@ -1,70 +1,12 @@
 """Whole runs through the command: killed, interrupted, continued, compared. A random policy of a few thousand weights."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
-
-from guerdon.tasks.tiny import TinyConfig, char_tokenizer, new_model
+from cli_kit import lines, options, start, wait_for_step
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("policy")
-    tokenizer = char_tokenizer()
-    new_model(tokenizer, TinyConfig(hidden=16, layers=1, heads=2, intermediate=32), seed=0).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def options(policy: Path) -> list[str]:
-    sets = ["save_every=1", "eval_prompts=8", "max_completion_length=8", "learning_rate=1e-3", "log_rollouts_every=1"]
-    pairs = [word for pair in sets for word in ("--set", pair)]
-    return [
-        "--model",
-        str(policy),
-        "--prompts-per-step",
-        "2",
-        "--group-size",
-        "2",
-        "--eval-every",
-        "3",
-        "--threads",
-        "1",
-        *pairs,
-    ]
-
-
-def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "guerdon.cli.main", *arguments],
-        cwd=cwd,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        log = folder / "metrics.jsonl"
-        if log.exists() and len(log.read_text().splitlines()) >= step:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached: {process.communicate()[1][-2000:]}")
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def save(config: RunConfig, folder: Path) -> None:
 
 
 # Settings that do not change what a run computes: they may differ when it is continued.
-HARMLESS = frozenset({"out", "threads", "jobs", "log_rollouts_every"})
+HARMLESS = frozenset({"out", "threads", "jobs", "log_rollouts_every", "stop_when_failed", "stop_when_flat", "device"})
 Found = Literal["new", "continue", "replace"]
 
 
