@@ -374,3 +374,38 @@ def test_one_added_token_is_named_and_not_an_index_error():
     assert (
         StepClassifier(model, tokenizer=CHARS)(token_rollouts(policy, "a3+b5=?\n", "3+b5=8\n")).values.isfinite().all()
     )
+
+
+# -- the other way round: what is asked to be a language model ---------------------------------------------------------------------
+
+
+def test_a_reward_model_is_no_language_model(tmp_path):
+    from guerdon.engines.trl import CreditTrainer
+    from guerdon.lm import LocalModel, load_model
+
+    path = saved(token_classifier(), CHARS, tmp_path / "prm")
+    with pytest.raises(
+        ConfigError, match=r"no whole language model \(LlamaForTokenClassification; lm_head.weight missing\)"
+    ):
+        load_model(path)
+    with pytest.raises(ConfigError, match="made up at random"):
+        LocalModel(path)
+    system = gd_system()
+    with pytest.raises(ConfigError, match="a policy needs one"):
+        CreditTrainer(path, system, args=trl_config(tmp_path), train_dataset=None)
+    tied = tiny(transformers.LlamaConfig, CHARS, transformers.LlamaForCausalLM, tie_word_embeddings=True)
+    assert load_model(saved(tied, CHARS, tmp_path / "tied"))[0].lm_head is not None, "a tied head is no missing one"
+
+
+def gd_system():
+    from guerdon.credit import GroupNorm, ToTokens
+    from guerdon.signals import Length
+    from guerdon.system import System
+
+    return System({"length": Length(target=3)}, [GroupNorm("length"), ToTokens("length", "whole")])
+
+
+def trl_config(folder):
+    from trl import GRPOConfig
+
+    return GRPOConfig(str(folder / "out"), use_cpu=True, bf16=False, report_to=[], num_generations=2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from guerdon import ConfigError, Rollouts, ShapeError
 from guerdon.signals.embedding import EmbeddingSimilarity, HashedWords, SentenceEmbedder, cosine_similarity, embedder
 
-finite = st.floats(-1e3, 1e3, allow_nan=False)
+finite = st.floats(-1e3, 1e3, allow_nan=False, allow_subnormal=False)  # half of the least one is 0
 pairs = st.integers(1, 6).flatmap(
     lambda n: st.tuples(st.lists(finite, min_size=n, max_size=n), st.lists(finite, min_size=n, max_size=n))
 )
@@ -123,3 +123,26 @@ def test_the_real_model_knows_meanings(monkeypatch: pytest.MonkeyPatch) -> None:
         Rollouts.from_texts(["q"] * 2, ["The capital is Paris.", "Bananas are yellow."], {"answer": ["Paris"] * 2})
     )
     assert rewards.values[0, 0] > 0.4 > rewards.values[1, 0]
+
+
+def test_an_encoder_that_does_not_say_how_it_pools_is_refused_until_told(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("sentence_transformers")
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=7, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    encoder = transformers.BertModel(config).eval()
+    encoder.save_pretrained(tmp_path)
+    tokenizer = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="no modules.json"):
+        SentenceEmbedder(tmp_path)(["a b"])
+    with pytest.raises(ConfigError, match="pooling='max'"):
+        SentenceEmbedder(tmp_path, pooling="max")
+    with torch.no_grad():
+        states = encoder(**tokenizer("a b", return_tensors="pt")).last_hidden_state[0]
+    for pooling, expected in {"cls": states[0], "mean": states.mean(0), "lasttoken": states[-1]}.items():
+        found = SentenceEmbedder(tmp_path, pooling=pooling)(["a b"])[0]
+        assert torch.allclose(found, expected, atol=1e-5), pooling

