@@ -137,7 +137,7 @@ def test_an_encoder_that_does_not_say_how_it_pools_is_refused_until_told(tmp_pat
     encoder.save_pretrained(tmp_path)
     tokenizer = transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"))
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="no modules.json"):
+    with pytest.raises(ConfigError, match=r"no modules\.json"):
         SentenceEmbedder(tmp_path)(["a b"])
     with pytest.raises(ConfigError, match="pooling='max'"):
         SentenceEmbedder(tmp_path, pooling="max")
