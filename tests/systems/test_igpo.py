@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import pytest
@@ -269,9 +270,77 @@ def test_alpha_and_the_ablations() -> None:
     assert not only_gain[:, 2].any()  # the answer turn has no gain
 
 
+def test_centred_returns_by_hand() -> None:
+    """Each turn's return minus the mean of the others' return from their turn of that number on; alone it stays as it is."""
+    rollouts = ragged([(2, 3), (1, 0)], [(1, 2), (2, 1), (1, 0)], [(2, 0)])
+    gains, outcomes = Gains([[0.4], [0.1, 0.4], []]), Outcomes([1.0, 0.0, -2.0])
+    scores = igpo(information_gain=gains, outcome=outcomes, estimator="returns")(rollouts)
+    returns = [[1.4, 1.0], [0.5, 0.4, 0.0], [-2.0]]
+    assert scores.reward is not None and scores.reward.tolist() == pytest.approx([1.4, 0.5, -2.0])
+    expected = [
+        [returns[0][0] - (0.5 - 2.0) / 2, returns[0][1] - 0.4],
+        [returns[1][0] - (1.4 - 2.0) / 2, returns[1][1] - 1.0, 0.0],
+        [returns[2][0] - (1.4 + 0.5) / 2],
+    ]
+    for row, (tokens, values) in enumerate(zip([[0, 5], [0, 3, 6], [0]], expected, strict=True)):
+        assert scores.advantages[row, tokens].tolist() == pytest.approx(values, abs=1e-6)
+    assert not scores.advantages[~rollouts.policy_mask].any()
+
+
+# Two decisions, of which the first may end the rollout: (s)top, or a search that gains 0.3 or 0.1; then stop or search again.
+CHOICES = [("s",), ("a", "s"), ("a", "a"), ("b", "s"), ("b", "a")]
+GAIN, OUTCOME = {"a": 0.3, "b": 0.1}, {1: 0.5, 2: 0.5, 3: 0.5}  # by the number of turns: answers are all alike
+
+
+def expected_gradients(estimator: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The expected policy gradient over all groups of three, and three times that of the expected return. Exact, by enumeration."""
+    logits = torch.tensor([0.3, -0.2, 0.1, 0.4, -0.1], dtype=torch.float64, requires_grad=True)
+    first = dict(zip("sab", logits[:3].log_softmax(0), strict=True))
+    second = dict(zip("sa", logits[3:].log_softmax(0), strict=True))
+    steps = [[first[c[0]], *([second[c[1]]] if len(c) > 1 else [])] for c in CHOICES]
+    turns = [[c for c in choice if c != "s"] for choice in CHOICES]
+    outcomes = [OUTCOME[len(searched) + 1] for searched in turns]
+    chance = [torch.stack(logps).sum().exp() for logps in steps]
+    returns = [sum(GAIN[c] for c in searched) + paid for searched, paid in zip(turns, outcomes, strict=True)]
+    (exact,) = torch.autograd.grad(sum(p * r for p, r in zip(chance, returns, strict=True)), logits, retain_graph=True)
+    surrogate = torch.zeros((), dtype=torch.float64)
+    for group in product(range(len(CHOICES)), repeat=3):
+        system = igpo(
+            information_gain=Gains([[GAIN[c] for c in turns[i]] for i in group]),
+            outcome=Outcomes([outcomes[i] for i in group]),
+            estimator=estimator,  # type: ignore[arg-type]
+        )
+        rollouts = ragged(*[[(1, 1)] * len(turns[i]) + [(1, 0)] for i in group])
+        advantages = system(rollouts).advantages.double()
+        weight = torch.stack([chance[i] for i in group]).prod().detach()
+        for row, i in enumerate(group):
+            for turn, logp in enumerate(steps[i]):
+                surrogate = surrogate + weight * advantages[row, 2 * turn] * logp
+    (estimate,) = torch.autograd.grad(surrogate, logits)
+    return estimate, 3 * exact
+
+
+def test_centred_returns_have_the_gradient_of_the_expected_return_and_the_papers_do_not() -> None:
+    estimate, exact = expected_gradients("returns")
+    torch.testing.assert_close(estimate, exact, atol=1e-6, rtol=1e-5)
+    assert float(exact.abs().max()) > 0.05
+    biased, _ = expected_gradients("turns")
+    stop, worse = 0, 2
+    assert exact[worse] > exact[stop], "even the smaller gain is better than stopping"
+    assert biased[worse] < biased[stop], "and is taught to be worse, because it is below the mean gain of the turns"
+
+
 @pytest.mark.parametrize(
     "options",
-    [{"rewards": "f1"}, {"normalization": "both"}, {"estimator": "early"}, {"gamma": 1.5}, {"confidence": "p"}],
+    [
+        {"rewards": "f1"},
+        {"normalization": "both"},
+        {"estimator": "early"},
+        {"gamma": 1.5},
+        {"confidence": "p"},
+        {"estimator": "returns", "normalization": "joint"},
+        {"estimator": "returns", "flat_below": 0.05},
+    ],
 )
 def test_wrong_options_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

@@ -5,6 +5,10 @@ ask the policy in one teacher-forced forward how probable the reference answer w
 It is dense, knows the ground truth, and needs no reward model and no further sampling. Gains and the final F1 are normalised within
 the group, summed from each turn on, and every token of a turn gets its turn's sum in the usual clipped loss; tool output is never in it.
 
+The paper's estimator z-scores gains before it sums them, so every further turn costs a rollout the group's mean gain: where the policy decides
+when to stop, that teaches it to stop (or to go on) by what its turns earn against other turns and not against stopping. `estimator="returns"`
+centres the sums instead.
+
 It pays for belief, not for truth: a policy can raise its confidence by restating a guess. Watch `gain.end` beside true success.
 
 Source: "Information Gain-based Policy Optimization", arXiv 2510.14967 (ICLR 2026); official code github.com/GuoqingWang1/IGPO. The default is
@@ -27,6 +31,7 @@ from guerdon.credit import (
     Drop,
     Fuse,
     GroupNorm,
+    LeaveOneOut,
     OnFailure,
     OnLastSpan,
     ToTokens,
@@ -46,7 +51,7 @@ from guerdon.systems.pure import _grid, _ids
 from guerdon.systems.settings import settings
 
 Normalization = Literal["separate", "joint"]
-Estimator = Literal["turns", "early_position", "early_start"]
+Estimator = Literal["turns", "returns", "early_position", "early_start"]
 Paid = Literal["both", "gain", "outcome"]
 ADVANTAGE = "advantage"
 
@@ -86,7 +91,9 @@ def igpo(
         flat_below: a group whose gains have a smaller std is not taught by them ("separate" only). The paper's z-scores have no such floor, and
             make as much of gains of 1e-5 as of 0.5: set it, to 0.05 for probabilities, where confidences hardly move before a turn that finds
             the answer.
-        estimator: "turns" is the paper's. "early_position" and "early_start" are those of the first published code.
+        estimator: "turns" is the paper's. "returns" subtracts from each turn's return what the others got from that turn on, divides by
+            nothing, and is unbiased where the policy decides when to stop; `normalization`, `std` and `flat_below` do not apply.
+            "early_position" and "early_start" are those of the first published code.
         turn_header: how turns are found in texts without tokens, see `segment.ByTurn`; None = runs of the policy's own tokens.
         temperature: of the scored probabilities.
         information_gain: another signal in the place of `signals.InformationGain`: gains at the level "turns", none on a row's last turn.
@@ -112,9 +119,11 @@ def igpo(
         raise ConfigError(
             f"flat_below={flat_below}: gains are z-scored by themselves under normalization='separate' and estimator='turns' only"
         )
+    if estimator == "returns" and normalization != "separate":
+        raise ConfigError("estimator='returns' normalises nothing, so normalization= does not apply: leave it out")
     paid = None if rewards == "gain" else "f1"
     links = turn_chain(gains, paid, normalization, gamma, alpha, std, eps, estimator, flat_below=flat_below)
-    if estimator == "turns":
+    if estimator in ("turns", "returns"):
         links.append(ToTokens(placement="whole"))
     return System(
         signals,
@@ -144,6 +153,9 @@ def turn_chain(
     onto = [OnLastSpan(outcome)] if outcome else []
     join = [Fuse(*names, weights=(1.0, alpha), into=ADVANTAGE)] if len(names) > 1 else []
     credit = ADVANTAGE if join else names[0]
+    if estimator == "returns":
+        baseline = LeaveOneOut(credit, "per_index", singleton="raw")
+        return [*onto, *join, Accumulate(credit, 1.0 if gamma is None else gamma), baseline]
     if estimator == "turns":
         accumulate = Accumulate(credit, 1.0 if gamma is None else gamma)
         if normalization == "separate" or not join:
@@ -151,10 +163,10 @@ def turn_chain(
             return [*[GroupNorm(name, flat_below=floors[name], **norm) for name in names], *onto, *join, accumulate]
         return [*onto, *join, GroupNorm(credit, **norm), accumulate]
     if estimator not in ("early_position", "early_start"):
-        raise ConfigError(f"estimator={estimator!r}: use 'turns', 'early_position' or 'early_start'")
-    baseline: Literal["position", "start"] = "position" if estimator == "early_position" else "start"
-    per_token = (1.0 if baseline == "position" else 0.5) if gamma is None else gamma
-    return [*onto, *join, ToTokens(credit, "end"), BlockedReturns(credit, per_token, baseline, eps=eps)]
+        raise ConfigError(f"estimator={estimator!r}: use 'turns', 'returns', 'early_position' or 'early_start'")
+    at: Literal["position", "start"] = "position" if estimator == "early_position" else "start"
+    per_token = (1.0 if at == "position" else 0.5) if gamma is None else gamma
+    return [*onto, *join, ToTokens(credit, "end"), BlockedReturns(credit, per_token, at, eps=eps)]
 
 
 # --- the functions of the conformance vectors ----------------------------------------------------------------------------
