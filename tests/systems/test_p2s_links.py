@@ -18,6 +18,12 @@ from guerdon.systems.p2s import VECTORS, p2s
 # --- links -------------------------------------------------------------------------------------------------------------------
 
 
+def test_the_default_is_what_the_record_supports() -> None:
+    """The sum over a suffix; the mean was taught by in one seed of five."""
+    assert p2s(gold="gold", layout=SUMS).signals["pfr"].over == {"suffix": "sum", "answer": "mean"}
+    assert p2s(gold="gold", layout=SUMS, suffix_reduction="mean").signals["pfr"].over["suffix"] == "mean"
+
+
 def test_weights_grow_sum_to_one_and_survive_any_steepness() -> None:
     mask = torch.tensor(
         [[True, True, True, False], [True, False, True, True], [True, False, False, False], [False] * 4]

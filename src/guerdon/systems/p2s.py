@@ -59,7 +59,7 @@ def p2s(
     chain_tokens: int | None = None,
     max_steps: int = 5,
     baseline: pfr.Baseline = "masked",
-    suffix_reduction: pfr.Over = "mean",
+    suffix_reduction: pfr.Over = "sum",
     answer_reduction: pfr.Over = "mean",
     steepness: float = 10.0,
     integration: Integration = "hierarchical",
@@ -86,7 +86,9 @@ def p2s(
         chain_tokens: length cap of a candidate; None = twice the longest rollout.
         max_steps: pieces of a rollout and of a gold chain (ours).
         baseline: "masked" placeholder tokens, "empty", or "other" = another question's reasoning (ours).
-        suffix_reduction, answer_reduction: "mean" or "sum" of log-probabilities over tokens (ours).
+        suffix_reduction: "sum" or "mean" of a suffix's log-probabilities over its tokens. The paper does not say; in the reproduction the sum
+            taught in 5 of 5 seeds and the mean in 1, because the last step's log-probability of the answer drowned the others (ours).
+        answer_reduction: the same of the answer's (ours).
         steepness: of the sigmoid of the step weights; 0 = all alike (the shape is ours).
         integration: "hierarchical"; "additive" is outcome + weight x process for all well-formed rollouts.
         weight: of the process score in "additive".

@@ -97,7 +97,7 @@ class PathFaithfulness(Bound):
         steps: str = "steps",
         pieces: int = 5,
         baseline: Baseline = "masked",
-        suffix_reduction: Over = "mean",
+        suffix_reduction: Over = "sum",
         answer_reduction: Over = "mean",
         temperature: float = 1.0,
         unless: str | None = None,

@@ -97,12 +97,13 @@ def as_rollouts(asked: Sequence[Item]) -> Rollouts:
 
 
 def gains(model: Any, asked: Sequence[Item], baseline: Baseline = "masked", pieces: int = 3) -> tuple[Tensor, Tensor]:
-    """[N], [N]: the mean path faithfulness of the steps before the last, of the own and of the other question's reasoning.
+    """[N], [N]: the mean path faithfulness (nats a token) of the steps before the last, of the own and of the other question's reasoning.
 
     model: a LocalModel.
     """
     layout = LAYOUTS["think"]
-    signal = PathFaithfulness(chains=ChainColumn("gold", layout), layout=layout, pieces=pieces, baseline=baseline)
+    chains = ChainColumn("gold", layout)
+    signal = PathFaithfulness(chains=chains, layout=layout, pieces=pieces, baseline=baseline, suffix_reduction="mean")
     signal.bind("policy", model)
     rollouts = as_rollouts(asked)
     rollouts = rollouts.with_spans(steps=EqualPieces(pieces, layout, model.tokenizer)(rollouts))

@@ -25,7 +25,7 @@ from guerdon.tasks.tiny import TinyConfig
 
 LAYOUT = ChainLayout(answer=("#", ""))
 OUTCOME, RLPR = "outcome only", "mean probability (RLPR)"
-MEAN, P2S = "P2S, mean over the suffix (default)", "P2S, sum over the suffix"
+MEAN, P2S = "P2S, mean over the suffix", "P2S, sum over the suffix (default)"
 LINES = (
     TERMS[0] - 1
 )  # of a solution; as many pieces, so that a piece is a line: a number is one token, and all lines have seven
