@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from guerdon.credit.likelihood import jensen_advantages, jensen_weights
-from guerdon.objectives.answer_likelihood import two_term_loss
+from guerdon.objectives.answer_likelihood import weighted_log_likelihood
 from guerdon.signals.likelihood import aggregate
 from guerdon.signals.likelihood.aggregate import token_weights
 from guerdon.signals.likelihood.group import efficiency_rewards, rank_rewards
@@ -80,7 +80,8 @@ def test_the_two_terms_are_the_gradient_of_the_objective(form: str, samples: int
         inside = torch.ones(samples, LENGTH, dtype=torch.bool)
         rewards = aggregate(logprobs[:, 1:].detach(), inside, form)
         weights = torch.cat([torch.zeros(samples, 1), token_weights(logprobs[:, 1:], inside, form)], 1)
-        loss = sum(two_term_loss(logprobs, reasoning, ~reasoning, rloo_advantages(rewards, samples), weights))
+        first = weighted_log_likelihood(logprobs, reasoning, rloo_advantages(rewards, samples))
+        loss = -(first + weighted_log_likelihood(logprobs, ~reasoning, weights)).mean()
         estimate -= probability(table, choice).detach() * table.gradient(loss)
     torch.testing.assert_close(estimate, exact, atol=1e-6, rtol=0)
     assert float(exact.abs().max()) > 1e-3

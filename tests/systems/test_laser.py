@@ -18,7 +18,7 @@ from guerdon.errors import ChainError, ShapeError
 from guerdon.objectives.self_reward import class_weights, self_reward_loss
 from guerdon.rewards import Scores
 from guerdon.signals.agreement.choice import best_of, vote_in_groups, weighted_vote
-from guerdon.signals.likelihood.last_token import CUT, LastTokenScore, after_the_end, log_partition, reserved_token
+from guerdon.signals.likelihood.last_token import CUT, LastTokenScore, log_partition, reserved_token
 from guerdon.systems.laser import VECTORS
 
 transformers = pytest.importorskip("transformers")
@@ -88,12 +88,11 @@ def test_partition_by_hand_and_without_overflow() -> None:
     assert log_partition(-5.0, 0.1, reward=0.0) == 0.0
 
 
-def test_after_the_end() -> None:
-    grid = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]])
-    values, room = after_the_end(grid, torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0]]))
-    assert values.tolist() == [2.0, 0.0, 7.0] and room.tolist() == [True, False, True]
-    empty, none = after_the_end(torch.zeros(2, 0), torch.zeros(2, 0))
-    assert empty.tolist() == [0.0, 0.0] and none.tolist() == [False, False]
+def test_the_score_is_read_after_the_end_and_a_row_that_is_full_has_none() -> None:
+    grid, mask = [[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0], [-7.0, -8.0, -9.0]], [[1, 0, 0], [1, 1, 1], [0, 0, 0]]
+    found = VECTORS["self_rewarding_loss"](grid, None, mask, [1, 0, 1], ref_constant=-12.0, kl_coef=0.1)
+    assert found["self_rewarding_scores"] == [pytest.approx(1.0), None, pytest.approx(0.5)]
+    assert VECTORS["self_rewarding_loss"]([[], []], None, [[], []], [1, 0])["self_rewarding_scores"] == [None, None]
 
 
 def test_the_reserved_token(lm: Any) -> None:

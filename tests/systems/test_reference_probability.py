@@ -21,6 +21,7 @@ GOOD = "<think>2+2 is 4</think>\n<answer> 5</answer>"
         ("<think>a</think>b<answer>\n\t5", "R1", "<think>a</think>b<answer>\n\tREF </answer>"),
         ("so <answer>5", "R1_nothink", "so <answer> REF </answer>"),
         ("x <think>a</think><answer>5", "R1", "x <think>a</think><answer> REF </answer>"),
+        ("a</think> so <answer>5</answer>", "R1_opened", "a</think> so <answer> REF </answer>"),
     ],
 )
 def test_splice(response, mode, text):
@@ -40,6 +41,9 @@ def test_splice(response, mode, text):
         ("</think><think><answer>1", "R1"),
         ("<answer>1<think>a</think>", "R1"),
         ("just 5", "R1_nothink"),
+        ("a</think><answer>5</answer>", "R1"),
+        ("<think>a</think><answer>5</answer>", "R1_opened"),
+        ("<answer>5</answer></think>", "R1_opened"),
     ],
 )
 def test_what_cannot_be_spliced_says_why(response, mode):
@@ -179,19 +183,69 @@ def test_the_official_sentinel_pays_by_the_layout_on_the_live_path(lm):
     scores = system(rollouts())
     raw = scores.raw
     rows = [row for row in range(4) if raw["prob.score"].values[row].isfinite().all()]
-    expected = [
-        float(
-            VECTORS["rlpr_reward"](
-                float(raw["prob.score"].values[row]), float(raw["prob.baseline"].values[row]),
-                float(raw["format"].values[row]), -1,
-            )
-        )
-        for row in rows
-    ]  # fmt: skip
+    expected = []
+    for row in rows:
+        after, before, good = (float(raw[name].values[row]) for name in ("prob.score", "prob.baseline", "format"))
+        expected.append(max(0.0, after - before) if good == 1 else -1.0)
+        assert float(VECTORS["rlpr_reward"](after, before, good, -1)) == pytest.approx(expected[-1], abs=1e-6)
     assert {float(raw["format"].values[row]) for row in rows} == {0.0, 1.0}, "both kinds are in the batch"
     assert scores.reward[rows].tolist() == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ConfigError, match="splice"):
         guerdon.systems.rlpr(format_coefficient=-1, splice="R1_nothink")
+
+
+def opened_by_the_template(lm, mode):
+    """The same reasoning where the prompt writes the <think>, and where the response does."""
+    import guerdon
+
+    system = guerdon.systems.rlpr(format_mode=mode, std_beta=None, repetition=False, debias=False)
+    system.bind("policy", lm)
+    rows = {
+        "R1": ("what is 2+2?", ["<think>2+2</think> <answer>4</answer>", "<think>2</think> <answer>9</answer>"]),
+        "R1_opened": ("what is 2+2?<think>", ["2+2</think> <answer>4</answer>", "2</think> <answer>9</answer>"]),
+    }
+    return system, rows
+
+
+def test_a_template_that_opens_the_reasoning_has_a_layout_of_its_own(lm):
+    found = {}
+    for mode in ("R1", "R1_opened"):
+        system, rows = opened_by_the_template(lm, mode)
+        prompt, texts = rows[mode]
+        batch = Rollouts.from_texts([prompt] * 2, texts, {"answer": ["4", "4"]}, group_ids=[0, 0])
+        found[mode] = system(batch)
+        assert found[mode].raw["format"].values[:, 0].tolist() == [1.0, 1.0]
+    torch.testing.assert_close(found["R1"].raw["prob"].values, found["R1_opened"].raw["prob"].values)
+    assert float(found["R1_opened"].reward.min()) > 0
+
+
+def test_the_wrong_layout_for_such_a_template_is_said_at_the_first_batch(lm):
+    system, rows = opened_by_the_template(lm, "R1")
+    prompt, texts = rows["R1_opened"]
+    batch = Rollouts.from_texts([prompt + "\n"] * 2, texts, {"answer": ["4", "4"]}, group_ids=[0, 0])
+    with pytest.warns(UserWarning, match="format_mode='R1_opened'"):
+        assert system(batch).reward.tolist() == [0.0, 0.0]
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        system(batch)  # once is enough
+        ordinary, _ = opened_by_the_template(lm, "R1")
+        ordinary(Rollouts.from_texts(["say <think>"[:-1]], ["x"], {"answer": ["4"]}, group_ids=[0]))
+
+
+def test_discretised_scores_are_an_option_of_the_live_chain(lm):
+    import guerdon
+
+    for bins in (0, 2, 10):
+        system = guerdon.systems.rlpr(num_bins=bins, std_beta=None, repetition=False, format_coefficient=0.0)
+        system.bind("policy", lm)
+        system.bind("initial", lm)
+        scores = system(rollouts())
+        shaped = (scores.raw["prob.score"].values - scores.raw["prob.baseline"].values)[:, 0].clamp(min=0)
+        expected = torch.round(shaped * bins) / bins if bins else shaped
+        fine = ~expected.isnan()
+        torch.testing.assert_close(scores.reward[fine], expected[fine])
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@
 
 | what | links | functions |
 | --- | --- | --- |
-| one source | `On` with `Clip`, `Delta`, `MinForm`, `Scale`, `Shape`, `Squash`, `Minus` | `shaping` |
+| one source | `On` with `Clip`, `Delta`, `MinForm`, `Scale`, `Round`, `Shape`, `Squash`, `Minus` | `shaping` |
 | placement | `ToTokens`, `ToSequence`, `MaskEnds`, `OnLastSpan` | `placement`, `turns` |
 | returns | `Accumulate`, `MinReturn`, `GAE`, `BlockedReturns` | `scan`, `turns` |
 | across sources | `Fuse`, `Gate`, `Drop` | `fuse` |
@@ -59,7 +59,7 @@ from guerdon.credit.scan import gae, reverse_linear_scan, suffix_min, suffix_sum
 from guerdon.credit.schedule import Anneal, Annealing, Onset
 from guerdon.credit.self_reward import MixSelfReward, self_reward_advantages
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
-from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Scale, Shape, Squash
+from guerdon.credit.transforms import Clip, Delta, MinForm, Minus, On, Round, Scale, Shape, Squash
 from guerdon.credit.turns import BlockedReturns, OnLastSpan, blocked_returns, early_advantages, on_last_span
 from guerdon.credit.verification import RewardIs, WatchVerification, verification_metrics
 from guerdon.credit.weighting import WeightedAdvantages
@@ -110,6 +110,7 @@ __all__ = [
     "Onset",
     "PerRewardNorm",
     "RewardIs",
+    "Round",
     "RunningMoments",
     "RunningNorm",
     "Scale",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, planned_name
 from guerdon.credit.shaping import clip_scores, delta_scores, min_form, shaping_function, squash
-from guerdon.errors import ChainError
+from guerdon.errors import ChainError, ConfigError
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -101,6 +101,20 @@ class Clamp:
 
     def __call__(self, rewards: Rewards, rollouts: Rollouts) -> Rewards:
         return rewards.with_values(rewards.values.clamp(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class Round:
+    """Rounded to multiples of 1 / bins, halves to even (RLPR's discretisation)."""
+
+    bins: int
+
+    def __post_init__(self) -> None:
+        if self.bins < 1:
+            raise ConfigError(f"bins={self.bins} must be at least 1")
+
+    def __call__(self, rewards: Rewards, rollouts: Rollouts) -> Rewards:
+        return rewards.with_values(torch.round(rewards.values * self.bins) / self.bins)
 
 
 @dataclass(frozen=True)

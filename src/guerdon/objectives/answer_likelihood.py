@@ -28,33 +28,19 @@ from guerdon.signals.likelihood.reference_likelihood import ReferenceLikelihood
 Weight = Literal["gradient", "advantage", "one"]
 
 
-def two_term_loss(
-    logprobs: Tensor,
-    reasoning_mask: Tensor,
-    answer_mask: Tensor,
-    advantages: Tensor,
-    answer_weights: Tensor,
-    row_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Both terms on one sequence, on-policy: VeriFree's loss. Sums over tokens, no ratio, no clipping.
-
-    L = mean_k m_k [ -A_k sum_{t in reasoning} logp_kt - c_k sum_{t in answer} logp_kt ]
+def weighted_log_likelihood(logprobs: Tensor, mask: Tensor, weights: Tensor) -> Tensor:
+    """sum_j w_j l_j of each row, differentiable in l alone.
 
     Args:
-        logprobs: [B, T] of the policy, with their graph.
-        reasoning_mask, answer_mask: [B, T].
-        advantages: [B], treated as constants.
-        answer_weights: [B] or [B, T], c_k, treated as constants.
-        row_mask: [B], m_k; rows at 0 (truncated ones) add nothing and stay in the denominator. None = all rows.
+        logprobs: [B, T] of the policy, with their graph; what stands outside the mask does not matter.
+        mask: [B, T], the tokens that count.
+        weights: [B] or [B, T], treated as constants.
 
     Returns:
-        The policy-gradient term and the answer term, 0-d; their sum is the loss.
+        [B].
     """
-    rows = torch.ones_like(advantages) if row_mask is None else row_mask.to(advantages)
-    weights = answer_weights.detach() if answer_weights.dim() == 2 else answer_weights.detach()[:, None]
-    reasoning = torch.where(reasoning_mask.bool(), logprobs, 0.0).sum(1)
-    answer = torch.where(answer_mask.bool(), weights * logprobs, 0.0).sum(1)
-    return -(rows * advantages.detach() * reasoning).mean(), -(rows * answer).mean()
+    factors = weights.detach() if weights.dim() == 2 else weights.detach()[:, None]
+    return torch.where(mask.bool(), factors * logprobs, 0.0).sum(1)
 
 
 class AnswerLikelihood(Bound):
@@ -109,7 +95,7 @@ class AnswerLikelihood(Bound):
         factors = torch.where(fine, chosen * self._row_weights(batch)[rows], 0.0).to(pairs.logprobs.device)
         tokens = self._token_weights(pairs.logprobs, pairs.mask)
         logprobs = torch.where(pairs.mask, pairs.logprobs.nan_to_num(nan=0.0), 0.0)
-        terms = factors * (tokens * logprobs).sum(1)
+        terms = factors * weighted_log_likelihood(logprobs, pairs.mask, tokens)
         used = fine & (chosen > 0)
         count = pairs.mask.sum(1).cpu()[used]
         nll = -(logprobs.detach().sum(1).cpu()[used] / count.clamp(min=1)).mean()

@@ -35,7 +35,7 @@ from guerdon.credit import (
 from guerdon.errors import ConfigError
 from guerdon.objectives.self_reward import SelfRewardRegression, class_weights, self_reward_loss
 from guerdon.signals.agreement.choice import weighted_vote
-from guerdon.signals.likelihood.last_token import Constant, LastTokenScore, after_the_end, last_token_score
+from guerdon.signals.likelihood.last_token import Constant, LastTokenScore, last_token_score
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _ids
@@ -114,17 +114,30 @@ def _grid(values: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64).reshape(len(rows), -1 if rows and rows[0] else 0)
 
 
+def _after_the_end(values: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] what stands at the first position after each response, 0 where there is none, and [B] bool, whether there is one.
+
+    The vectors' grid has it beside the response's tokens; the signal itself appends the token to the ids (`LastTokenScore.sequences`).
+    """
+    outside = response_mask == 0
+    room = outside.any(1)
+    if not values.shape[1]:
+        return values.new_zeros(len(values)), room
+    first = outside.int().argmax(1, keepdim=True)
+    return torch.where(room, values.gather(1, first)[:, 0], 0.0), room
+
+
 def _scores(
     logprobs: Any, ref_logprobs: Any, response_mask: Any, kl_coef: float, ref_constant: float | None, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """[B] scores and [B] bool: the row has a position after its end. A constant that is not negative asks for the reference, too."""
     mask = _grid(response_mask)
-    values, room = after_the_end(_grid(logprobs), mask)
+    values, room = _after_the_end(_grid(logprobs), mask)
     if ref_constant is not None and ref_constant < 0:
         return last_token_score(temperature * values, float(ref_constant), kl_coef), room
     if ref_logprobs is None:
         raise ConfigError("without a negative ref_constant the reference's log-probabilities are needed")
-    reference, _ = after_the_end(_grid(ref_logprobs), mask)
+    reference, _ = _after_the_end(_grid(ref_logprobs), mask)
     return last_token_score(temperature * values, temperature * reference, kl_coef), room
 
 

@@ -29,7 +29,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from guerdon.credit import Drop, DropTruncated, Fuse, GroupNorm, LeaveOneOut, On, ToTokens, group_normalise
+from guerdon.credit import (
+    Drop,
+    DropTruncated,
+    Fuse,
+    GroupNorm,
+    LeaveOneOut,
+    On,
+    ToTokens,
+    group_normalise,
+    place_on_whole,
+)
 from guerdon.credit.groups import leave_one_out_mean
 from guerdon.credit.likelihood import (
     FloorAtGroupMin,
@@ -40,7 +50,7 @@ from guerdon.credit.likelihood import (
 )
 from guerdon.credit.transforms import Clamp
 from guerdon.errors import ConfigError
-from guerdon.objectives.answer_likelihood import AnswerLikelihood, Weight, two_term_loss
+from guerdon.objectives.answer_likelihood import AnswerLikelihood, Weight, weighted_log_likelihood
 from guerdon.signals.likelihood.aggregate import LOG_FORMS, Aggregation, aggregate
 from guerdon.signals.likelihood.group import (
     EfficiencyInGroup,
@@ -53,6 +63,7 @@ from guerdon.signals.likelihood.group import (
 from guerdon.signals.likelihood.proxy import ProxyPerplexity
 from guerdon.signals.likelihood.reference import Reduction
 from guerdon.signals.likelihood.reference_likelihood import MISSING_LOGPROB, ReferenceLikelihood
+from guerdon.spans import Spans
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.settings import settings
@@ -270,15 +281,17 @@ def group_mean_advantages(rewards: Any, num_samples: int, scale_by_std: bool = F
 
 
 def think_answer_masks(attention_mask: Any, prompt_lens: Any, think_lens: Any, answer_lens: Any) -> dict[str, Tensor]:
-    """Which of the T - 1 next-token log-probabilities belong to reasoning and answer, of right-padded rows."""
+    """Which of the T - 1 next-token log-probabilities belong to reasoning and answer, of right-padded rows.
+
+    As advantages are put on the reasoning (`ToTokens(..., "whole")`): two spans a row, placed on the grid that begins at token 1.
+    """
     real = torch.as_tensor(attention_mask).bool()[:, 1:]
-    token = torch.arange(1, real.shape[1] + 1)[None]
-    prompt, think, answer = (torch.as_tensor(x)[:, None] for x in (prompt_lens, think_lens, answer_lens))
-    middle, last = prompt + think, prompt + think + answer
-    return {
-        "think_mask": (real & (token >= prompt) & (token < middle)).long(),
-        "answer_mask": (real & (token >= middle) & (token < last)).long(),
-    }
+    prompt, think, answer = (torch.as_tensor(x).long()[:, None] for x in (prompt_lens, think_lens, answer_lens))
+    masks = {}
+    for name, start, size in (("think_mask", prompt, think), ("answer_mask", prompt + think, answer)):
+        spans = Spans((start - 1).clamp(min=0), start + size - 2, torch.ones_like(start, dtype=torch.bool), name=name)
+        masks[name] = place_on_whole(torch.ones_like(start), spans, real)
+    return masks
 
 
 def verifree_loss(
@@ -295,14 +308,10 @@ def verifree_loss(
     coefficients = {"adv": credit, "reward": paid, "1": torch.ones_like(paid)}
     if str(answer_coef) not in coefficients:
         raise ConfigError(f"answer_coef={answer_coef!r}: use adv, reward or 1")
-    policy, answer = two_term_loss(
-        _grid(new_logps),
-        _grid(think_mask),
-        _grid(answer_mask),
-        credit,
-        coefficients[str(answer_coef)],
-        torch.as_tensor(loss_mask, dtype=torch.float64),
-    )
+    logprobs, rows = _grid(new_logps), torch.as_tensor(loss_mask, dtype=torch.float64)
+    # A row at 0 (a truncated one) adds nothing and stays in the denominator.
+    policy = -(rows * weighted_log_likelihood(logprobs, _grid(think_mask), credit)).mean()
+    answer = -(rows * weighted_log_likelihood(logprobs, _grid(answer_mask), coefficients[str(answer_coef)])).mean()
     return {"pg_loss": policy, "answer_loss": answer, "loss": policy + answer}
 
 

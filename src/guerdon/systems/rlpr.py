@@ -15,6 +15,7 @@ group of one is dropped (the code gives it a std of 1, which passes any filter),
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from guerdon.credit import (
     Gate,
     GroupNorm,
     On,
+    Round,
     Shape,
     StdEMAFilter,
     ToTokens,
@@ -37,6 +39,8 @@ from guerdon.credit import (
 from guerdon.credit.filters import passes_std
 from guerdon.errors import ConfigError
 from guerdon.options import require_range
+from guerdon.rewards import Rewards, Scores
+from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood import reference_probability as likelihood
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
@@ -47,10 +51,11 @@ from guerdon.systems.settings import settings
 def rlpr(
     *,
     reference: str = "answer",
-    format_mode: Literal["R1", "R1_nothink"] = "R1",
+    format_mode: Literal["R1", "R1_opened", "R1_nothink"] = "R1",
     splice: Any = None,
     aggregation: Literal["mean_prob", "mean_logprob", "prod_prob", "geo_mean_prob"] = "mean_prob",
     shaping: str = "threshold_0",
+    num_bins: int = 0,
     format_coefficient: float = 0.1,
     debias: bool = True,
     repetition: bool = True,
@@ -64,11 +69,12 @@ def rlpr(
 
     Args:
         reference: the data column with the reference answer.
-        format_mode: tag layout; "R1_nothink" for Llama and Gemma.
+        format_mode: tag layout; "R1_nothink" for Llama and Gemma; "R1_opened" where the chat template writes the <think> itself.
         splice: where the reference goes in responses of another layout, see `ReferenceProbability`; such responses are not asked
             for the layout's tags either.
         aggregation: of the reference's token probabilities.
         shaping: of score minus baseline, see `credit.shaping.shaping_function`.
+        num_bins: round the shaped score to multiples of 1/N (halves to even), as an option of the official code; 0 = off.
         format_coefficient: c in (1 - c) s + c format, in [0, 1]; 0 is the paper's formula. -1 is the official code's word for
             another one: s where the layout is right, else -1.
         debias: subtract the initial policy's probability without reasoning.
@@ -98,13 +104,11 @@ def rlpr(
     chain: list[Any] = []
     if debias:
         chain.append(Fuse("prob.score", "prob.baseline", weights=(1.0, -1.0), into="prob"))
-    chain += [
-        On("prob", Shape(shaping)),
-        Watch("prob", "shaped"),
-    ]
+    chain += [On("prob", Shape(shaping)), *([On("prob", Round(num_bins))] if num_bins else []), Watch("prob", "shaped")]
     live = "prob"
     if splice is None:
-        signals["format"] = ThinkFormat(mode=format_mode, rule="rlpr")
+        opened = format_mode == "R1_opened"
+        signals["format"] = ThinkFormat(mode="R1" if opened else format_mode, opened_by_prompt=opened, rule="rlpr")
         if gated:
             chain.append(Gate("prob", "format", threshold=1.0, when="at_least", otherwise=-1.0, drop=True))
         else:
@@ -145,9 +149,19 @@ def rlpr_reward(
     shaping: str = "threshold_0",
     num_bins: int = 0,
 ) -> Tensor:
-    """The sequence reward of one response."""
-    numbers = [torch.tensor(float(x), dtype=torch.float64) for x in (score_b, score_a, format_score)]
-    return likelihood.rlpr_reward(*numbers, format_coefficient=format_coefficient, shaping=shaping, num_bins=num_bins)
+    """The sequence reward of one response: the system's chain up to its reward, on given scores."""
+    system = rlpr(
+        shaping=shaping, num_bins=num_bins, format_coefficient=format_coefficient, repetition=False, std_beta=None
+    )
+    rollouts = Rollouts.from_texts(["q"], ["a"], group_ids=[0])
+    given = {"prob.score": score_b, "prob.baseline": score_a, "format": format_score}
+    sources = {
+        name: Rewards.sequence(torch.tensor([float(value)], dtype=torch.float64), rollouts)
+        for name, value in given.items()
+    }
+    reward = system.credit(replace(Scores.empty(rollouts), sources=sources), rollouts).reward
+    assert reward is not None
+    return reward[0]
 
 
 def format_reward(response: str, format_mode: Any = "R1") -> float:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -31,9 +33,11 @@ from guerdon.credit.schedule import Anneal, Annealing
 from guerdon.credit.weighting import WeightedAdvantages
 from guerdon.errors import ConfigError
 from guerdon.options import require_range
+from guerdon.rewards import Rewards, Scores
+from guerdon.rollouts import Clock, Rollouts
 from guerdon.signals.likelihood import relative_perplexity as likelihood
 from guerdon.system import System
-from guerdon.systems.base import Published, VectorFunctions
+from guerdon.systems.base import Placeholder, Published, VectorFunctions
 from guerdon.systems.pure import _grid, _ids
 from guerdon.systems.settings import settings
 
@@ -206,12 +210,28 @@ def sar_total_reward(
     progress: float = 0.0,
     scheduler: Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """correctness + alpha x schedule(progress) x the default form."""
+    """correctness + alpha x schedule(progress) x the default form: the system's chain up to its reward."""
     options = dict(scheduler or {})
     kind = options.pop("type", "constant")
     options = {"peak" if key == "peak_pos" else key: value for key, value in options.items()}
-    schedule = Annealing() if kind == "constant" else Annealing("peak", **options)
-    return correctness + alpha * schedule.at(progress) * self_aligned_reward(ppl_given_question, ppl_alone)
+    system = sar(verifier=Placeholder("verifier"), alpha=alpha, scheduler=kind, **(options if kind == "linear" else {}))
+    done = Fraction(progress).limit_denominator(10**6)
+    clock = Clock(done.numerator, done.denominator, training=True)
+    rollouts = replace(Rollouts.from_texts(["q"], ["a"], group_ids=[0]), clock=clock)
+    given = {
+        "answer": correctness,
+        "sar.score": float(self_aligned_reward(ppl_given_question, ppl_alone)),
+        "sar.nll_question": 0.0,  # only in the log
+        "sar.nll_alone": 0.0,
+    }
+    sources = {
+        name: Rewards.sequence(torch.tensor([value], dtype=torch.float64), rollouts)
+        for name, value in given.items()
+        if alpha or name == "answer"
+    }
+    reward = system.credit(replace(Scores.empty(rollouts), sources=sources), rollouts).reward
+    assert reward is not None
+    return reward[0]
 
 
 def o1_pruner_penalty(length: float, group_lengths: Sequence[float]) -> Tensor:

@@ -128,8 +128,8 @@ def read_soft_bellman(
 
 
 def _read_both(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """[C, V], [C] -> each target's logit and each row's log-sum-exp."""
-    return logits.gather(-1, target[:, None])[:, 0], logits.logsumexp(-1)
+    """[C, V] logits that are divided by alpha, [C] -> each target's logit and each row's soft value, both over alpha."""
+    return logits.gather(-1, target[:, None])[:, 0], soft_value(logits)
 
 
 class EndogenousReward(Bound):

@@ -40,24 +40,6 @@ def last_token_score(logprobs: Tensor, constant: Tensor | float, beta: float = 0
     return beta * (logprobs - constant)
 
 
-def after_the_end(values: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """What stands at the first position after each response, and whether there is one.
-
-    Args:
-        values: [B, T] per-token numbers on the response grid.
-        response_mask: [B, T], non-zero = a token of the response (its end-of-sequence token too).
-
-    Returns:
-        [B] values, 0 where there is no such position, and [B] bool: a row filled to the last column has none.
-    """
-    outside = response_mask == 0
-    room = outside.any(1)
-    if not values.shape[1]:
-        return values.new_zeros(len(values)), room
-    first = outside.int().argmax(1, keepdim=True)
-    return torch.where(room, values.gather(1, first)[:, 0], 0.0), room
-
-
 def log_partition(constant: float, beta: float, reward: float = 1.0) -> float:
     """log Z = log(1 + e^c (e^(r / beta) - 1)): beta log Z is what the score misses its target by at the optimum."""
     exponent = constant + reward / beta  # of pi_ref(z) e^(r / beta)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from typing import Any
 
 import torch
@@ -28,37 +29,11 @@ from guerdon.signals.likelihood.reference import (
     Reduction,
     ReferenceScorer,
     pair_weights,
+    prompt_of,
     references_of,
     to_rows,
 )
 from guerdon.signals.likelihood.splice import Mode, RLPRSplice, Splice, Splicer, splice_reference, splicer
-
-
-def rlpr_reward(
-    score_b: Tensor,
-    score_a: Tensor,
-    format_score: Tensor,
-    *,
-    format_coefficient: float = 0.1,
-    shaping: str = "threshold_0",
-    num_bins: int = 0,
-) -> Tensor:
-    """R = (1 - c) s + c format with s = shape(scoreB - scoreA); c = -1 means s where the format is right, else -1.
-
-    Args:
-        score_b, score_a, format_score: [B], scores in [0, 1], format 0 or 1.
-        format_coefficient: c.
-        shaping: a name of `credit.shaping.shaping_function`.
-        num_bins: 0 = off, else s is rounded to multiples of 1/N (halves to even).
-    """
-    from guerdon.credit.shaping import shaping_function
-
-    shaped = shaping_function(shaping)(score_b - score_a)
-    if num_bins:
-        shaped = torch.round(shaped * num_bins) / num_bins
-    if format_coefficient == -1:
-        return torch.where(format_score == 1, shaped, -1.0)
-    return (1 - format_coefficient) * shaped + format_coefficient * format_score
 
 
 class ReferenceProbability(Bound):
@@ -68,7 +43,7 @@ class ReferenceProbability(Bound):
     cannot be spliced scores 0 with the reason: that is the policy's doing. A row without a reference is NaN.
 
     reference: the data column with the reference answer, or a list of equally right ones.
-    mode: tag layout, "R1" or "R1_nothink".
+    mode: tag layout, "R1", "R1_opened" (the prompt writes the <think>, as some chat templates do) or "R1_nothink".
     splice: where the reference goes in responses of another layout: a name of `SPLICES` or a callable; None = the mode's.
     aggregation: see `aggregate`.
     temperature: what logits are divided by; the rollouts' sampling temperature in the official code.
@@ -103,6 +78,7 @@ class ReferenceProbability(Bound):
         self.roles = ("policy", "initial") if debias else ("policy",)
         self.level: Any = {"score": "sequence", "baseline": "sequence"} if debias else "sequence"
         self._baselines: dict[str, float] = {}
+        self._prompts_read = False
 
     @property
     def sampling_temperature(self) -> float:
@@ -121,6 +97,7 @@ class ReferenceProbability(Bound):
 
     def __call__(self, rollouts: Rollouts, scores: Scores | None = None) -> Rewards | dict[str, Rewards]:
         model = self.model("policy")
+        self._read_prompts(model.tokenizer, rollouts)
         placed = self.scorer.place(model.tokenizer, rollouts)
         pairs = self.scorer.score(model, placed)
         reasons = placed.failing | placed.missing | {int(placed.rows[i]): why for i, why in pairs.failed.items()}
@@ -131,6 +108,21 @@ class ReferenceProbability(Bound):
         return {"score": score, "baseline": Rewards.sequence(*self._without_reasoning(rollouts))}
 
     # -- details ------------------------------------------------------------------------------------------------------
+
+    def _read_prompts(self, tokenizer: Any, rollouts: Rollouts) -> None:
+        """Warn, once, where the layout wants a <think> of the response that the prompt has written already."""
+        if self._prompts_read or not len(rollouts):
+            return
+        self._prompts_read = True
+        from guerdon.lm.encode import encode_prompt
+
+        ending = tokenizer.decode(encode_prompt(tokenizer, prompt_of(rollouts, 0))[-16:])
+        if self.scorer.splice == RLPRSplice("R1") and ending.rstrip().endswith("<think>"):
+            warnings.warn(
+                "the prompt ends in an open <think> (the chat template writes it), so no response has the tag that the layout 'R1' asks for, and "
+                "all score 0: use format_mode='R1_opened' (mode='R1_opened' of ReferenceProbability, opened_by_prompt=True of ThinkFormat)",
+                stacklevel=3,
+            )
 
     def _values(self, pairs: PairScores) -> Tensor:
         """[N] of the pairs, NaN where the model failed."""
@@ -177,6 +169,5 @@ __all__ = [
     "ReferenceProbability",
     "Splice",
     "aggregate",
-    "rlpr_reward",
     "splice_reference",
 ]

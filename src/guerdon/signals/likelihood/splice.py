@@ -4,7 +4,7 @@
 | --- | --- | --- | --- |
 | "answer" | up to the first "<answer" | "> REF </answer>" | REF |
 | "verifree" | the same | "> \\boxed{REF} </answer>" | all of it |
-| "R1", "R1_nothink" | nothing: RLPR tokenises the spliced text in one piece | reasoning, "<answer>", REF, "</answer>" | REF |
+| "R1", "R1_opened", "R1_nothink" | nothing: RLPR tokenises the spliced text in one piece | reasoning, "<answer>", REF, "</answer>" | REF |
 | "append" | the whole response | "\\n\\nThe answer is REF" | REF |
 | "nover" | up to the first "</think>" | "\\n\\n<answer>\\nREF\\n</answer>" | all but the first line break |
 
@@ -22,7 +22,12 @@ from typing import Literal
 
 from guerdon.errors import ConfigError
 
-Mode = Literal["R1", "R1_nothink"]
+Mode = Literal["R1", "R1_opened", "R1_nothink"]
+_TAGS: dict[str, tuple[str, ...]] = {
+    "R1": ("<think>", "</think>", "<answer>"),
+    "R1_opened": ("</think>", "<answer>"),
+    "R1_nothink": ("<answer>",),
+}
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,15 @@ def splice_reference(response: str, reference: str, mode: Mode = "R1") -> Splice
     """Swap the text after <answer> for the reference, RLPR's rules.
 
     Valid iff there is exactly one <answer>, in mode "R1" also exactly one <think> and one </think>, in the order <think>, </think>,
-    <answer>, and something that is not blank after <answer>. A missing </answer> does not matter. Kept: everything up to <answer>,
-    and the model's own white space after it (one space if none); then reference, space, </answer>.
+    <answer>, and something that is not blank after <answer>. In mode "R1_opened" the prompt has written the <think>, and none may follow.
+    A missing </answer> does not matter. Kept: everything up to <answer>, and the model's own white space after it (one space if none);
+    then reference, space, </answer>.
     """
-    if mode not in ("R1", "R1_nothink"):
-        raise ConfigError(f"mode={mode!r}: use 'R1' or 'R1_nothink'")
-    tags = ("<think>", "</think>", "<answer>") if mode == "R1" else ("<answer>",)
+    if mode not in _TAGS:
+        raise ConfigError(f"mode={mode!r}: use one of {', '.join(_TAGS)}")
+    tags = _TAGS[mode]
+    if mode == "R1_opened" and "<think>" in response:
+        return Splice("", 0, 0, "<think> occurs again after the prompt has opened it")
     for tag in tags:
         if response.count(tag) != 1:
             return Splice("", 0, 0, f"{tag} occurs {response.count(tag)} times, expected once")
@@ -135,6 +143,7 @@ SPLICES: dict[str, Splicer] = {
     "nover": TagSplice("</think>", "\n<answer>\n", "\n</answer>", scored="all", lead="\n"),
     "append": AppendSplice(),
     "R1": RLPRSplice("R1"),
+    "R1_opened": RLPRSplice("R1_opened"),
     "R1_nothink": RLPRSplice("R1_nothink"),
 }
 
