@@ -201,16 +201,15 @@ class DensityRatio:
         if self.model("strong") is self.model("weak"):
             raise ConfigError("strong and weak are the same model: their ratio is 0 for everything")
         texts = self.texts(rollouts)
-        sums: dict[str, Tensor] = {}
+        scored: dict[str, tuple[Tensor, Tensor]] = {}
         reasons: dict[int, str] = {}
-        tokens = torch.zeros(len(rollouts))
         for role in ROLES:
-            sums[role], counts, why = self._sums(role, texts, rollouts)
+            values, keep, why = self._scored(role, texts, rollouts)
+            scored[role] = values, keep
             reasons |= {row: f"{role}: {text}" for row, text in why.items()}
-            tokens = counts.float() if role == "strong" else tokens
-        ratio = sums["strong"] - sums["weak"]
-        if self.reduction == "mean":
-            ratio = ratio / tokens.double().clamp(min=1)
+        ratio = density_ratio(*scored["strong"], *scored["weak"], self.reduction)
+        sums = {role: torch.where(keep, values, 0.0).sum(1) for role, (values, keep) in scored.items()}
+        tokens = scored["strong"][1].sum(1).float()
         missing = [sum(text not in response for text in self.required) for response in rollouts.policy_texts]
         ratio = ratio - self.penalty * torch.tensor(missing, dtype=torch.float64)
         columns = {"ratio": ratio, **sums}
@@ -242,10 +241,10 @@ class DensityRatio:
         ended = rollouts.finished is not None and self.end == "auto"
         return [ended and isinstance(p, str) and bool(rollouts.finished[i]) for i, p in enumerate(rollouts.prompts)]  # type: ignore[index]
 
-    def _sums(
+    def _scored(
         self, role: str, texts: Sequence[tuple[str, str]], rollouts: Rollouts
     ) -> tuple[Tensor, Tensor, dict[int, str]]:
-        """[B] float64 summed log-probabilities, [B] kept tokens, {row: why there is no number}."""
+        """[B, L] float64 log-probabilities of the kept tokens, [B, L] bool where there is one, {row: why one has no number}."""
         from guerdon.lm.scorer import SpanScorer
 
         model = self.model(role)
@@ -259,10 +258,11 @@ class DensityRatio:
             sequences.append(ids)
             targets.append(target)
         values, why = SpanScorer(model).score_positions(sequences, targets)
-        total = values.detach().cpu().double().sum(1)
-        counts = torch.tensor([int(target.sum()) for target in targets])
-        broken = (~torch.isfinite(total)).nonzero()[:, 0].tolist()
-        return total, counts, {row: why.get(row, "no finite log-probability") for row in broken}
+        values = values.detach().cpu().double()
+        counts = torch.tensor([int(target.sum()) for target in targets], dtype=torch.long)
+        keep = torch.arange(values.shape[1])[None] < counts[:, None]
+        broken = (keep & ~torch.isfinite(values)).any(1).nonzero()[:, 0].tolist()
+        return values, keep, {row: why.get(row, "no finite log-probability") for row in broken}
 
 
 def _named(source: Any) -> str:
