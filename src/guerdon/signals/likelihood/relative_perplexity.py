@@ -139,16 +139,14 @@ def encode_context(tokenizer: Any, prompt: Any) -> Tensor:
 
     A chat template that refuses a system message gets its text in the user message, followed by a line break.
     """
-    from guerdon.extras import require
     from guerdon.lm.encode import encode_prompt
 
     if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-        refused = require("jinja2", extra="train").exceptions.TemplateError
         try:
             return encode_prompt(tokenizer, prompt)
-        except refused:
+        except ConfigError as refused:
             system = [m for m in prompt if m.get("role") == "system"]
-            if not system:
+            if not system or refused.__cause__ is None:  # there is no template at all, or it refuses something else
                 raise
             rest = [dict(m) for m in prompt if m.get("role") != "system"]
             text = "".join(f"{m['content']}\n" for m in system)
