@@ -260,6 +260,21 @@ class System:
             names.append(name)
         return names
 
+    def stages(self) -> list[tuple[bool, list[str]]]:
+        """The signals in order, in runs that are scored alike.
+
+        (True, names): of row scope, so an engine may run them where the rows are, and gather. (False, names): they see the gathered
+        batch, or are asked once.
+        """
+        runs: list[tuple[bool, list[str]]] = []
+        for name, signal in self.signals.items():
+            apart = scope_of(signal) == "row" and getattr(signal, "asked", None) != "once"
+            if runs and runs[-1][0] == apart:
+                runs[-1][1].append(name)
+            else:
+                runs.append((apart, [name]))
+        return runs
+
     def score(
         self,
         rollouts: Rollouts,

@@ -66,6 +66,20 @@ class Rarity:
         return Rewards.sequence(1 / torch.tensor(same) + 0.1 * torch.rand(len(rollouts)), rollouts)
 
 
+class AfterTheGroup:
+    """A row signal behind a group signal, as a likelihood behind a verifier that is asked once: each rank scores its own rows."""
+
+    scope, level = "row", "sequence"
+
+    def __call__(self, rollouts: Any, scores: Any) -> Rewards:
+        ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        assert not rollouts.clock.training or len(rollouts) * ranks == ROWS
+        rarity = scores["rarity"]
+        assert len(rarity) == len(rollouts) and "letters" in scores.raw
+        said = {row: "said so" for row, sample in enumerate(rollouts.sample_ids.tolist()) if sample == 9}
+        return Rewards.sequence(rarity.values[:, 0] * rollouts.lengths, rollouts, said)
+
+
 class Entropyish:
     """An auxiliary objective with a second forward through the wrapped policy."""
 
@@ -82,10 +96,10 @@ class Entropyish:
 def main(policy: str, out: str, per_device: int) -> None:
     torch.set_num_threads(1)
     system = System(
-        {"letters": SometimesBroken(), "hits": TokenLetters(), "rarity": Rarity()},
+        {"letters": SometimesBroken(), "hits": TokenLetters(), "rarity": Rarity(), "after": AfterTheGroup()},
         [
             OnFailure("row"),
-            Fuse("letters", "rarity", into="outcome"),
+            Fuse("letters", "rarity", "after", into="outcome"),
             GroupNorm("outcome"),
             ToTokens("outcome", "whole"),
             Fuse("outcome", "hits", into="credit"),

@@ -16,6 +16,7 @@ from engine_kit import lines
 from guerdon.engines.trl.batch import concat_rewards, local_part
 from guerdon.rewards import Rewards
 from guerdon.spans import Spans
+from guerdon.system import System
 
 SCRIPT = str(Path(__file__).with_name("rank_run.py"))
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -64,6 +65,47 @@ def test_two_processes_are_one(policy_path: str, tmp_path: Path) -> None:
     assert mine_lines[0]["true_success"] == theirs_lines[0]["true_success"]
     assert mine_lines[0]["kl"]["mean"] == theirs_lines[0]["kl"]["mean"] == 0.0
     assert mine_lines[1]["kl"]["mean"] == pytest.approx(theirs_lines[1]["kl"]["mean"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["column", "synthesised"])
+def test_group_likelihoods_are_forwarded_once_over_all_ranks(what: str, tmp_path: Path) -> None:
+    """P2S: the same rewards on both ranks, and together about the tokens that one process forwards."""
+    import spread_run
+
+    spread_run.main(what, str(tmp_path / "one"))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = str(Path(SCRIPT).with_name("spread_run.py"))
+    done = subprocess.run(
+        [*start, script, what, str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, first, second = (torch.load(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    assert torch.equal(first["steps"], second["steps"]) and torch.equal(first["mask"], second["mask"])
+    if what == "column":  # ranks that sample draw by themselves
+        torch.testing.assert_close(first["steps"], one["steps"])
+    for part in (first, second):
+        assert 0 < part["seen"]["tokens"] < 0.75 * one["seen"]["tokens"]
+    both = first["seen"]["tokens"] + second["seen"]["tokens"]
+    assert what != "column" or both < 1.2 * one["seen"]["tokens"], "what ranks share is the prompts alone"
+
+
+def test_stages_keep_the_order_and_part_rows_from_groups() -> None:
+    class Row:
+        scope, level = "row", "sequence"
+
+    class Group(Row):
+        scope = "group"
+
+    class Asked(Row):
+        asked = "once"
+
+    parts = {"a": Row(), "b": Row(), "c": Asked(), "d": Row(), "e": Group(), "f": Asked(), "g": Row()}
+    for part in parts.values():
+        type(part).__call__ = lambda self, rollouts, scores: None  # type: ignore[attr-defined]
+    expected = [(True, ["a", "b"]), (False, ["c"]), (True, ["d"]), (False, ["e", "f"]), (True, ["g"])]
+    assert System(parts).stages() == expected
 
 
 def test_rewards_of_ranks_join_with_their_reasons() -> None:

@@ -21,6 +21,7 @@ from guerdon.errors import ShapeError
 from guerdon.lm.offsets import decode_offsets_batch
 from guerdon.rewards import Reasons, Rewards, Scores
 from guerdon.rollouts import Clock, Rollouts, concat_rollouts
+from guerdon.signals.around import select_scores
 from guerdon.spans import stack_spans
 
 
@@ -126,12 +127,42 @@ def gather_rollouts(local: Rollouts, processes: int) -> Rollouts:
     return local if processes == 1 else concat_rollouts(_gather(local))
 
 
-def gather_scores(local: Scores, processes: int) -> Scores:
-    """The scores of `gather_rollouts`' rows, reasons moved to their global rows."""
+def own_scores(scores: Scores, rank: int, size: int) -> Scores:
+    """The scores so far of a rank's `size` rows of the global batch, for signals that run there."""
+    if size == len(scores):
+        return scores
+    rows = torch.arange(rank * size, (rank + 1) * size)
+    return replace(select_scores(scores, rows), logged={}, texts={})
+
+
+def gather_scores(local: Scores, processes: int, onto: Scores | None = None) -> Scores:
+    """The scores of `gather_rollouts`' rows, reasons moved to their global rows.
+
+    Args:
+        local: of a rank's rows.
+        processes: ranks; 1 returns `local`.
+        onto: scores of the global batch that are there already, of which `local` holds its own rows.
+    """
     if processes == 1:
         return local
-    parts = _gather(local)
-    names = list(parts[0].sources)
+    before = onto.sources if onto is not None else {}
+    fresh = [name for name in local.sources if name not in before]
+    sources = {name: local.sources[name] for name in fresh}
+    parts = _gather(replace(local, sources=sources, raw=sources))
+    whole = _joined(parts, fresh)
+    if onto is None:
+        return whole
+    return replace(
+        onto,
+        sources={**onto.sources, **whole.sources},
+        raw={**onto.raw, **whole.raw},
+        logged={**onto.logged, **whole.logged},
+        texts={**onto.texts, **whole.texts},
+    )
+
+
+def _joined(parts: Sequence[Scores], names: Sequence[str]) -> Scores:
+    local = parts[0]
     joined = {name: concat_rewards([part.sources[name] for part in parts]) for name in names}
     keep = torch.cat([part.keep for part in parts])
     return replace(

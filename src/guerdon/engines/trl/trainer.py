@@ -213,13 +213,16 @@ class CreditTrainer(ResumableTrainer):
         rollouts = B.gather_rollouts(local, processes)
         if clock.training:
             self.learn(rollouts, Scores.empty(rollouts), "before_scoring")
-        rows = self.system.row_signals()
-        with self.forked(clock, "row signals", rank):
-            scores = self.system.score(local, only=rows)
-        scores = B.gather_scores(scores, processes)
-        if rest := [name for name in self.system.signals if name not in rows]:
-            with self.forked(clock, "signals"):
-                scores = self.system.score(rollouts, only=rest, scores=scores, once=once)
+        scores = Scores.empty(rollouts)
+        for number, (apart, names) in enumerate(self.system.stages()):
+            later = [number] if number else []
+            if apart:  # each row is scored where it is, whatever the signals before needed to see
+                with self.forked(clock, "row signals", rank, *later):
+                    own = self.system.score(local, only=names, scores=B.own_scores(scores, rank, len(local)))
+                scores = B.gather_scores(own, processes, onto=scores)
+            else:
+                with self.forked(clock, "signals"):
+                    scores = self.system.score(rollouts, only=names, scores=scores, once=once)
         return rollouts, scores
 
     def gathered(self, local: Rollouts) -> Rollouts:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError, ShapeError
+from guerdon.lm.ranks import shared_work
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement.answers import answer_rule
@@ -219,9 +220,10 @@ class SemanticAgreement:
         groups = rollouts.groups.cpu()
         correct = scores[self.by].values[:, 0].cpu() if self.peers == "same_outcome" else None
         values = torch.zeros(len(rollouts), dtype=torch.float64)
-        for group in groups.unique():
-            rows = (groups == group).nonzero()[:, 0]
-            table = self._table(rollouts, answers, rows)
+        members = [(groups == group).nonzero()[:, 0] for group in groups.unique()]
+        # Of several ranks each compares the answers of a share of the groups.
+        tables = shared_work(members, lambda share, rank: [self._table(rollouts, answers, rows) for rows in share])
+        for rows, table in zip(members, tables, strict=True):
             values[rows] = semantic_agreement(table, None if correct is None else correct[rows], self.peers)
         why = {row: "the similarity to another answer of the group could not be computed" for row in values.isnan().nonzero()[:, 0].tolist()}  # fmt: skip
         if correct is not None:

@@ -133,6 +133,12 @@ class SynthesisedChains:
             )
 
     def __call__(self, model: Any, rollouts: Rollouts, rows: Sequence[int]) -> list[Chain | str]:
+        from guerdon.lm.ranks import shared_work
+
+        return shared_work(list(rows), lambda share, rank: self._made(model, rollouts, share, rank))
+
+    def _made(self, model: Any, rollouts: Rollouts, rows: Sequence[int], rank: int) -> list[Chain | str]:
+        """The chains of this rank's share of the questions, which draws by itself."""
         if not rows:
             return []
         answers = [references_of(rollouts.column(self.reference)[row])[0].strip() for row in rows]
@@ -140,7 +146,7 @@ class SynthesisedChains:
         asked = [prompt_of(rollouts, row) for row in rows]
         longest = int(rollouts.lengths.max()) if rollouts.has_tokens else 256
         cap = self.max_new_tokens or max(32, 2 * longest)
-        generator = rollouts.clock.generator("gold chains")
+        generator = rollouts.clock.generator("gold chains", *([rank] if rank else []))
         chains, shares = self.sample(model, shown, answers, cap, generator)
         return self.filter(model, asked, answers, chains, shares)
 
@@ -215,6 +221,12 @@ class ChainColumn:
     needs = frozenset({"policy"})
 
     def __call__(self, model: Any, rollouts: Rollouts, rows: Sequence[int]) -> list[Chain | str]:
+        from guerdon.lm.ranks import shared_work
+
+        return shared_work(list(rows), lambda share, rank: self._scored(model, rollouts, share))
+
+    def _scored(self, model: Any, rollouts: Rollouts, rows: Sequence[int]) -> list[Chain | str]:
+        """The chains of this rank's share of the questions."""
         from guerdon.lm.encode import encode_continuation
         from guerdon.lm.scorer import SpanScorer
 

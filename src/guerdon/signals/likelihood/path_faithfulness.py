@@ -191,7 +191,18 @@ class PathFaithfulness(Bound):
         return [row for row in rows if steps[row] > 1 and self._company(rollouts, spans, row) is None]
 
     def _scored(self, rollouts: Rollouts, spans: Spans, golds: dict[int, Chain]) -> dict[int, Tensor]:
-        """{row: [m] float64 rewards}."""
+        """{row: [m] float64 rewards}. Of several ranks each scores a share of the rows."""
+        from guerdon.lm.ranks import shared_work
+
+        rows = list(golds)
+
+        def work(share: Sequence[int], rank: int) -> list[Tensor]:
+            found = self._scored_here(rollouts, spans, {row: golds[row] for row in share})
+            return [found[row] for row in share]
+
+        return dict(zip(rows, shared_work(rows, work), strict=True))
+
+    def _scored_here(self, rollouts: Rollouts, spans: Spans, golds: dict[int, Chain]) -> dict[int, Tensor]:
         from guerdon.lm.scorer import SpanScorer
 
         if not golds:
