@@ -321,13 +321,28 @@ class Rollouts:
         *,
         group_ids: Sequence[int] | Tensor | None = None,
     ) -> Rollouts:
-        """Rollouts without tokens: what scoring a file has."""
+        """Rollouts without tokens: what scoring a file has.
+
+        Args:
+            prompts: B prompts, a group's prompt repeated for each of its rollouts.
+            completions: B texts.
+            columns: B values each.
+            group_ids: B integers. None = rollouts of equal prompts are a group, as `guerdon score` has it; an empty prompt says
+                nothing, so that its rollout is a group of its own. Say which groups there are where a prompt was asked twice.
+        """
         return Rollouts(
             list(prompts),
             list(completions),
-            group_ids=None if group_ids is None else torch.as_tensor(group_ids, dtype=torch.long),
+            group_ids=groups_of(prompts) if group_ids is None else torch.as_tensor(group_ids, dtype=torch.long),
             columns={name: list(column) for name, column in (columns or {}).items()},
         )
+
+
+def groups_of(prompts: Sequence[Prompt]) -> Tensor:
+    """[B] int64: a number for each different prompt, in order of appearance; each empty one has a number of its own."""
+    known: dict[object, int] = {}
+    keys = [prompt if isinstance(prompt, str) else repr([dict(m) for m in prompt]) for prompt in prompts]
+    return torch.tensor([known.setdefault(key or row, len(known)) for row, key in enumerate(keys)], dtype=torch.long)
 
 
 def _char_ranges(own: list[bool], real: list[bool], offsets: list[list[int]]) -> list[tuple[int, int]]:

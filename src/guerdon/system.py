@@ -11,6 +11,7 @@ advantages), `init_state` (links), `state_dict`/`load_state_dict`, `bind` and `u
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -341,7 +342,23 @@ class System:
     def __call__(self, rollouts: Rollouts) -> Scores:
         """Segment, score, credit. In training (rollouts.clock.training) an engine then calls `commit` once."""
         rollouts = self.segmented(rollouts)
+        self._warn_about_groups(rollouts)
         return self.credit(self.score(rollouts), rollouts)
+
+    def _warn_about_groups(self, rollouts: Rollouts) -> None:
+        """Say so where a chain that compares the rollouts of a group gets texts that are all of different prompts."""
+        comparing = [link for link in self.chain if scope_of(link) == "group"]
+        if (
+            comparing
+            and not rollouts.has_tokens
+            and len(rollouts) > 1
+            and len(rollouts.groups.unique()) == len(rollouts)
+        ):
+            warnings.warn(
+                f"{self.name}: each of the {len(rollouts)} rollouts is a group of its own, and {comparing[0]!r} compares within groups: what it "
+                "gives says nothing. Repeat a group's prompt, or pass Rollouts.from_texts(..., group_ids=[...])",
+                stacklevel=3,
+            )
 
     def commit(self, scores: Scores) -> None:
         """Make the states computed with `scores` current: once per training generation."""

@@ -156,7 +156,7 @@ def test_wrong_options_are_refused():
     ):
         with pytest.raises(ConfigError):
             make()
-    with pytest.raises(ChainError):
+    with pytest.raises(ConfigError):
         ToTokens("a", "start")
 
 

@@ -18,6 +18,7 @@ from guerdon.credit.groups import group_stats
 from guerdon.credit.link import Levels, LinkBase, countable, planned_name, require_level
 from guerdon.credit.schedule import Annealing
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -25,6 +26,7 @@ Difficulty = Literal["exp", "exp_neg", "share", "none"]
 Form = Literal["multiplied", "added"]
 
 
+@checked
 def question_difficulty(
     outcomes: Tensor, group_ids: Tensor, mask: Tensor | None = None, *, kind: Difficulty = "exp"
 ) -> Tensor:
@@ -47,6 +49,7 @@ def question_difficulty(
     return torch.zeros_like(share) if kind == "none" else torch.exp(share if kind == "exp" else -share)
 
 
+@checked
 def conciseness_function(
     outcomes: Tensor,
     conciseness: Tensor,
@@ -89,6 +92,7 @@ class RewardVariance(NamedTuple):
         return self.by_outcome / self.total if self.total else float("nan")
 
 
+@checked
 def reward_variance(p: float, weight: float, mean: float, variance: float, *, form: Form) -> RewardVariance:
     """Variance of the reward for outcomes in {0, 1} with P(1) = p and independent c with this mean and variance; m = alpha (s + d).
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, planned_name, row_totals
 from guerdon.errors import ConfigError, ShapeError
+from guerdon.options import checked
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 
 Edges = Literal["upper", "lower"]
 
 
+@checked
 def confidence_bins(confidences: Tensor, n_bins: int = 10, edges: Edges = "upper") -> Tensor:
     """[N] int64, the bin of each confidence among `n_bins` of equal width on [0, 1]: the same in every floating-point precision.
 
@@ -44,6 +46,7 @@ def confidence_bins(confidences: Tensor, n_bins: int = 10, edges: Edges = "upper
     return place.clamp(0, n_bins - 1).long()
 
 
+@checked
 def expected_calibration_error(
     confidences: Tensor | Sequence[float],
     correct: Tensor | Sequence[float | bool],

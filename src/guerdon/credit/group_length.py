@@ -15,6 +15,7 @@ from torch import Tensor
 from guerdon.credit.groups import group_stats
 from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, row_totals
 from guerdon.errors import CapabilityError, ChainError, ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -28,6 +29,7 @@ class GroupLengths(NamedTuple):
     target: Tensor
 
 
+@checked
 def group_length_penalty(
     lengths: Tensor,
     accuracy: Tensor,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ShapeError
+from guerdon.options import checked
 
 SingletonStats = Literal["zero", "raw", "nan"]
 
@@ -142,6 +143,7 @@ def _moments(samples: _Samples) -> tuple[Tensor, Tensor, Tensor]:
     return mean, zeros.index_add(0, group, spread) / count, count
 
 
+@checked
 def group_stats(
     values: Tensor,
     group_ids: Tensor,

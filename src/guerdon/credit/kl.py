@@ -10,12 +10,14 @@ from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, source_of
 from guerdon.errors import ChainError, ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 
 Estimator = Literal["k1", "k2", "k3"]
 
 
+@checked
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: Estimator = "k1", clamp: float | None = None) -> Tensor:
     """Per-token estimates of KL(policy || reference) from sampled tokens (Schulman, "Approximating KL divergence", 2020).
 

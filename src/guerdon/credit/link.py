@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from guerdon.errors import ChainError, nearest
 from guerdon.labels import shown
+from guerdon.options import check_fields, checked, fields_checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 
@@ -38,7 +39,10 @@ class Shown:
 
 
 class LinkBase(Shown):
-    """Defaults of the link protocol: a row-scope link that needs nothing, keeps levels as they are and does not centre."""
+    """Defaults of the link protocol: a row-scope link that needs nothing, keeps levels as they are and does not centre.
+
+    Options that are words are checked against their `Literal` before anything else (`guerdon.options`).
+    """
 
     version: ClassVar[int] = 1  # raised when the same settings come to mean another computation: checkpoints compare it
     scope: ClassVar[Literal["row", "group", "batch"]] = "row"
@@ -46,6 +50,16 @@ class LinkBase(Shown):
     centres: ClassVar[bool] = False
     accumulates: ClassVar[bool] = False
     handles_failure: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__post_init__" in vars(cls):
+            cls.__post_init__ = fields_checked(cls.__post_init__)  # type: ignore[method-assign]
+        if "__init__" in vars(cls):
+            checked(cls)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def planned_name(name: str | None, levels: Mapping[str, str]) -> str:

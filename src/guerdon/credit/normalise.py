@@ -15,6 +15,7 @@ from torch import Tensor
 from guerdon.credit.groups import SingletonStats, flat_cells, group_stats, rounding
 from guerdon.credit.link import Levels, LinkBase, Singleton, StdKind, countable, planned_name, require_level, source_of
 from guerdon.errors import ChainError, ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores, total_reward
 from guerdon.rollouts import Rollouts
 
@@ -25,6 +26,7 @@ def _centred(values: Tensor, applies: Tensor, counts: Tensor, result: Tensor) ->
     return torch.where(counts, result.to(values.dtype), failed)
 
 
+@checked
 def group_normalise(
     values: Tensor,
     group_ids: Tensor,
@@ -73,6 +75,7 @@ def group_normalise(
     return _centred(values, applies, applies & torch.isfinite(values), centred)
 
 
+@checked
 def whiten(
     values: Tensor,
     mask: Tensor,
@@ -107,6 +110,7 @@ def whiten(
     return _centred(values, mask.bool(), counts, result)
 
 
+@checked
 def normalise_then_sum(
     sources: list[Tensor],
     weights: list[float],

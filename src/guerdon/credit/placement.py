@@ -15,13 +15,13 @@ from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, planned_name, source_of
 from guerdon.errors import ChainError
+from guerdon.options import checked
 from guerdon.rewards import Kind, Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.segment.placement import to_token_spans
 from guerdon.spans import Spans
 
 Placement = Literal["end", "whole"]
-PLACEMENTS = ("auto", "end", "whole")
 
 
 def place_at_ends(values: Tensor, spans: Spans, valid: Tensor) -> Tensor:
@@ -88,6 +88,7 @@ def placement_of(kind: Kind) -> Placement:
     return "end" if kind == "reward" else "whole"
 
 
+@checked
 def to_tokens(rewards: Rewards, rollouts: Rollouts, placement: Literal["auto", "end", "whole"] = "auto") -> Rewards:
     """One source at token level. See `ToTokens` for "auto" and for what `kind` becomes."""
     if rewards.level == "token":
@@ -136,10 +137,6 @@ class ToTokens(LinkBase):
 
     name: str | None = None
     placement: Literal["auto", "end", "whole"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.placement not in PLACEMENTS:
-            raise ChainError(f"placement={self.placement!r}: use 'auto', 'end' or 'whole'")
 
     def plan(self, levels: Levels) -> Levels:
         return {**levels, planned_name(self.name, levels): "token"}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError, DataError
+from guerdon.options import checked
 from guerdon.rewards import Rewards
 from guerdon.rollouts import Rollouts
 
@@ -67,6 +68,7 @@ _SQUASH: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@checked
 def relative_reward(
     rewards: Tensor, references: Tensor, mask: Tensor, kind: Relative = "sigmoid", *, k: float = 1.0, shift: float = 0.0
 ) -> Tensor:
@@ -110,6 +112,7 @@ def length_penalised(rewards: Tensor, lengths: Tensor, valid_len: int, len_penal
     return rewards - len_penalty * (lengths - valid_len).clamp(min=0).to(rewards.dtype)
 
 
+@checked
 @dataclass(frozen=True)
 class CenterOn:
     """`relative_reward` of one value a row, references from a data column; a transform for `On`.

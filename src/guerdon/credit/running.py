@@ -14,6 +14,7 @@ from torch import Tensor
 from guerdon.credit.groups import equal_up_to_rounding
 from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, row_totals, source_of
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 
@@ -59,6 +60,7 @@ def update_moments(state: RunningMoments, batch: Tensor) -> RunningMoments:
     return RunningMoments(total, state.mean + delta * added / total, m2, least, greatest)
 
 
+@checked
 def apply_moments(values: Tensor, state: RunningMoments, mode: RunningMode) -> Tensor:
     """Shape scores by running statistics that already contain them.
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError, ShapeError
+from guerdon.options import checked
 
 
 def _same_shape(**tensors: Tensor) -> None:
@@ -87,6 +88,7 @@ def suffix_min(values: Tensor, mask: Tensor, *, padding: str = "ignore") -> Tens
     return torch.where(mask, filled.flip(1).cummin(1).values.flip(1), torch.zeros_like(values))
 
 
+@checked
 def gae(
     rewards: Tensor,
     values: Tensor,

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from guerdon.errors import CapabilityError, ConfigError
-from guerdon.options import require_range
+from guerdon.options import checked, require_range
 from guerdon.rewards import Rewards
 from guerdon.rollouts import Clock, Rollouts
 
@@ -54,6 +54,7 @@ def peak_schedule(
     return 1.0 - (1.0 - bottom) * ((u - peak) / (1.0 - peak)) if decrease else 1.0
 
 
+@checked
 @dataclass(frozen=True)
 class Annealing:
     """A coefficient as a function of the run's clock.

@@ -18,6 +18,7 @@ from guerdon.credit.groups import group_stats
 from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, source_of
 from guerdon.credit.scan import reverse_linear_scan
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.segment.placement import last_valid
@@ -177,6 +178,7 @@ class BlockedReturns(LinkBase):
         return scores.with_source(name, rewards.with_values(advantages, "advantage"))
 
 
+@checked
 def early_advantages(
     returns: Tensor,
     group_ids: Tensor,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError
-from guerdon.options import require_range
+from guerdon.options import checked, require_range
 from guerdon.signals.likelihood.aggregate import token_weights
 from guerdon.signals.likelihood.reference import Bound, pair_weights
 from guerdon.signals.likelihood.reference_likelihood import ReferenceLikelihood
@@ -43,6 +43,7 @@ def weighted_log_likelihood(logprobs: Tensor, mask: Tensor, weights: Tensor) -> 
     return torch.where(mask.bool(), factors * logprobs, 0.0).sum(1)
 
 
+@checked
 class AnswerLikelihood(Bound):
     """Objective: raise the likelihood of the reference after the policy's own reasoning.
 

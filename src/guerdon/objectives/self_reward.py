@@ -18,7 +18,7 @@ from torch import Tensor
 
 from guerdon.credit.schedule import Onset
 from guerdon.errors import CapabilityError, ConfigError
-from guerdon.options import require_range
+from guerdon.options import checked, require_range
 from guerdon.signals.likelihood.last_token import LastTokenScore, last_token_score
 from guerdon.signals.likelihood.reference import Bound
 
@@ -56,6 +56,7 @@ def self_reward_loss(
     return total / max(float(len(scores) if rows is None else rows), 1.0)
 
 
+@checked
 class SelfRewardRegression(Bound):
     """Objective: alpha times the squared error of a `LastTokenScore` against a verifier's reward.
 

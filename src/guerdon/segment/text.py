@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from guerdon.errors import CapabilityError, ConfigError
+from guerdon.options import checked
 from guerdon.rollouts import Rollouts
 from guerdon.segment.placement import CharSpan, place
 from guerdon.spans import Spans
@@ -53,6 +54,7 @@ def split_text(text: str, delimiter: str) -> list[CharSpan]:
     return tile_at(text, ends_of_content(text, [match.end() for match in re.finditer(pattern, text)]))
 
 
+@checked
 @dataclass(frozen=True)
 class ByRegex:
     """Spans by a regular expression.
@@ -101,6 +103,7 @@ class ByRegex:
         return place(rows, rollouts, self.name, tiling=self.mode == "split")
 
 
+@checked
 @dataclass(frozen=True)
 class ByTag:
     """What stands between <tag> and </tag>, one span for each pair, in order; empty pairs have none.

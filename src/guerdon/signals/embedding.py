@@ -25,6 +25,7 @@ from torch import Tensor
 
 from guerdon.errors import ConfigError, ShapeError
 from guerdon.extras import require
+from guerdon.options import checked
 from guerdon.signals.held import Held
 from guerdon.signals.text import TextSignal
 from guerdon.signals.verdict import Verdict, instrument_failure, shown
@@ -88,6 +89,7 @@ class HashedWords:
         return vectors
 
 
+@checked
 class SentenceEmbedder:
     """Embedder over a sentence-transformers model, loaded on first use, float32, without gradients.
 
@@ -223,6 +225,7 @@ def embedder(source: Any = "minilm") -> Embedder:
     return HashedWords() if source == "hashed" else SentenceEmbedder(source)
 
 
+@checked
 def EmbeddingSimilarity(
     *,
     reference: str = "answer",

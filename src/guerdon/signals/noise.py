@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Clock, Rollouts
 from guerdon.signals.around import Around, Given, as_given, by_name, levels_of
@@ -63,6 +64,7 @@ def noise_draws(rollouts: Rollouts, name: str, unit: Unit = "question", *, persi
     return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.float64)
 
 
+@checked
 class Noisy(Around):
     """Signal: the inner one with a share of its rewards made wrong.
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from guerdon.credit import Drop, GroupNorm, OnFailure, ToTokens
 from guerdon.objectives.simpo import simpo_loss as _simpo_loss
+from guerdon.options import checked
 from guerdon.preference import pairs
 from guerdon.signals.likelihood import customise as custom
 from guerdon.signals.likelihood.density_ratio import DensityRatio, Reduction, density_ratio
@@ -31,6 +32,7 @@ from guerdon.systems.base import Placeholder, Published, VectorFunctions
 from guerdon.systems.settings import settings
 
 
+@checked
 def cdr(
     *,
     strong: Any,

@@ -40,6 +40,7 @@ from guerdon.credit import (
     suffix_sum,
 )
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.segment import ByDelimiter
 from guerdon.spans import Spans
 from guerdon.system import Model, System
@@ -50,6 +51,7 @@ Mode = Literal["sr", "or", "pr", "pr_clip", "pr_delta", "pr_clip_delta", "pr_len
 MODES = ("sr", "or", "pr", "pr_clip", "pr_delta", "pr_clip_delta", "pr_length_norm", "pr_step_penalty")
 
 
+@checked
 def clip_delta(
     *,
     prm: Any,

@@ -24,6 +24,7 @@ from torch import Tensor
 from guerdon.credit import Drop, GroupNorm, OnFailure, ToTokens, group_normalise
 from guerdon.errors import ConfigError
 from guerdon.lm.ema import CosineRate, cosine_rate, ema_update_
+from guerdon.options import checked
 from guerdon.signals.agreement.answers import answer_codes, boxed_as_written
 from guerdon.signals.agreement.teacher import TeacherVote
 from guerdon.signals.agreement.vote import CrossViewVote, SameViewVote, Vote, cross_labels, majority
@@ -36,6 +37,7 @@ from guerdon.systems.settings import settings
 Label = Literal["other_view", "own_view"]
 
 
+@checked
 def co_reward(
     *,
     label: Label = "other_view",
@@ -68,6 +70,7 @@ def co_reward(
     return System({"vote": signal}, _credit(signal, norm_by_std), name="co_reward")
 
 
+@checked
 def majority_vote(
     *,
     extract: Extract = "boxed_as_written",
@@ -80,6 +83,7 @@ def majority_vote(
     return System({"vote": signal}, _credit(signal, norm_by_std), name="majority_vote")
 
 
+@checked
 def co_rewarding_ii(
     *,
     max_completion_length: int = 3072,

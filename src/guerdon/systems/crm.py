@@ -32,12 +32,14 @@ from guerdon.credit.length import WatchLength, cosine_length_reward, kimi_length
 from guerdon.credit.link import StdKind
 from guerdon.credit.schedule import Annealing, AnnealingKind, annealing
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _ids
 from guerdon.systems.settings import settings
 
 
+@checked
 def crm(
     *,
     verifier: Any,

@@ -28,6 +28,7 @@ from guerdon.credit.confidence import auroc as auroc_of
 from guerdon.credit.confidence import brier_score as brier_of
 from guerdon.credit.confidence import expected_calibration_error as ece_of
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement import confidence
@@ -39,6 +40,7 @@ from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.settings import settings
 
 
+@checked
 def csr(
     *,
     verifier: Any,
@@ -81,6 +83,7 @@ def csr(
     return System(signals, chain, name="csr")
 
 
+@checked
 def spoken_confidence(
     *,
     reference: str = "answer",

@@ -23,6 +23,7 @@ from torch import Tensor
 from guerdon.credit import GAE, Drop, GroupNorm, KLPenalty, RewardIs, ToSequence, ToTokens, Whiten
 from guerdon.credit.likelihood import FloorAtGroupMin
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.signals.likelihood import endogenous as soft
 from guerdon.signals.text import TOKENS, TextSignal
 from guerdon.signals.verdict import Verdict
@@ -55,6 +56,7 @@ def not_degenerate(*, min_tokens: int = 0, max_repeated: float | None = 0.5, n: 
     )
 
 
+@checked
 def endogenous(
     *,
     model: str | None = None,

@@ -39,6 +39,7 @@ from guerdon.credit import (
 from guerdon.credit.group_length import Side
 from guerdon.credit.length import WatchLength
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.signals.around import FailTruncated, Route, levels_of
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
@@ -56,6 +57,7 @@ PRESETS: dict[str, tuple[str, bool, bool]] = {  # who scores, length penalty, fo
 }
 
 
+@checked
 def hybrid_multi_aspect(
     *,
     verifier: Any,

@@ -39,6 +39,7 @@ from guerdon.credit import (
     early_advantages,
 )
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.segment import ByTurn
@@ -56,6 +57,7 @@ Paid = Literal["both", "gain", "outcome"]
 ADVANTAGE = "advantage"
 
 
+@checked
 def igpo(
     *,
     reference: str = "answer",

@@ -34,6 +34,7 @@ from guerdon.credit import (
 )
 from guerdon.errors import ConfigError
 from guerdon.objectives.self_reward import SelfRewardRegression, class_weights, self_reward_loss
+from guerdon.options import checked
 from guerdon.signals.agreement.choice import weighted_vote
 from guerdon.signals.likelihood.last_token import Constant, LastTokenScore, last_token_score
 from guerdon.system import Model, System
@@ -42,6 +43,7 @@ from guerdon.systems.pure import _ids
 from guerdon.systems.settings import settings
 
 
+@checked
 def laser(
     *,
     verifier: Any,

@@ -51,6 +51,7 @@ from guerdon.credit.likelihood import (
 from guerdon.credit.transforms import Clamp
 from guerdon.errors import ConfigError
 from guerdon.objectives.answer_likelihood import AnswerLikelihood, Weight, weighted_log_likelihood
+from guerdon.options import checked
 from guerdon.signals.likelihood.aggregate import LOG_FORMS, Aggregation, aggregate
 from guerdon.signals.likelihood.group import (
     EfficiencyInGroup,
@@ -76,6 +77,7 @@ _AGGREGATIONS: dict[str, Aggregation] = {"verifree": "prob", "jepo": "logprob", 
 _PLAIN = ("logprob", "mean_logprob", "prob", "mean_prob", "geo_mean_prob")
 
 
+@checked
 def likelihood(
     *,
     reference: str = "answer",
@@ -174,6 +176,7 @@ def _advantage(form: str, estimator: Estimator) -> Any:
     return links[estimator]()
 
 
+@checked
 def nover(
     *,
     reference: str = "answer",

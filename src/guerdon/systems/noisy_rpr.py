@@ -34,6 +34,7 @@ from guerdon.credit import (
     calibrate_scores,
 )
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rollouts import Rollouts
 from guerdon.signals.around import OnText
 from guerdon.signals.noise import Noisy, flip_scores
@@ -48,6 +49,7 @@ Carrier = Literal["group_mean", "grpo", "ppo"]
 PREFIX = "Assistant: <think> "
 
 
+@checked
 def noisy_rpr(
     *,
     verifier: Any,
@@ -98,6 +100,7 @@ def noisy_rpr(
     return System(signals, chain, name="noisy_rpr:reward=rpr_when_wrong")
 
 
+@checked
 def rpr_calibrated(
     *,
     rm: Any,

@@ -20,12 +20,14 @@ from typing import Any, Literal
 
 from guerdon.credit import Accumulate, GroupNorm, KLPenalty, LeaveOneOut, PerRewardNorm, ToTokens, Whiten
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.system import Model, System
 from guerdon.systems.base import Published
 
 Estimator = Literal["grpo", "dr_grpo", "rloo", "reinforce_pp"]
 
 
+@checked
 def grpo(*, verifier: Any, eps: float = 1e-4, std_over: Literal["group", "batch"] = "group") -> System:
     """GRPO with the defaults of TRL: sample std, epsilon 1e-4. `std_over="batch"` is TRL's scale_rewards="batch"."""
     return System(
@@ -68,6 +70,7 @@ def gdpo(*, signals: Mapping[str, Any], weights: Sequence[float] | None = None) 
     return System(dict(signals), [link, ToTokens("credit", "whole")], name="gdpo")
 
 
+@checked
 def outcome(*, verifier: Any, estimator: Estimator = "grpo") -> System:
     """One verifiable reward a completion.
 

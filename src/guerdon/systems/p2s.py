@@ -34,6 +34,7 @@ from guerdon.credit import (
 )
 from guerdon.credit import hierarchical_rewards as _hierarchical
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.segment.reasoning import ChainLayout, EqualPieces, equal_pieces, layout_of
 from guerdon.signals.likelihood import path_faithfulness as pfr
 from guerdon.signals.likelihood.gold_chain import HINT, ChainColumn, Choose, SynthesisedChains, select_gold_chain
@@ -46,6 +47,7 @@ from guerdon.systems.settings import settings
 Integration = Literal["hierarchical", "additive"]
 
 
+@checked
 def p2s(
     *,
     verifier: Any = None,

@@ -50,6 +50,7 @@ from guerdon.credit import (
 )
 from guerdon.credit.transforms import Transform
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.spans import Spans
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
@@ -77,6 +78,7 @@ SHAPINGS = (
 )  # fmt: skip
 
 
+@checked
 def par(
     *,
     rm: Any,

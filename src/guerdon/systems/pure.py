@@ -45,6 +45,7 @@ from guerdon.credit import (
 )
 from guerdon.credit.groups import leave_one_out_mean
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.segment import ByDelimiter
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
@@ -55,6 +56,7 @@ Mode = Literal["prm", "vr", "prm+vr"]
 Baseline = Literal["verl", "openrlhf_token", "openrlhf_step"]
 
 
+@checked
 def pure(
     *,
     prm: Any,

@@ -38,7 +38,7 @@ from guerdon.credit import (
 )
 from guerdon.credit.filters import passes_std
 from guerdon.errors import ConfigError
-from guerdon.options import require_range
+from guerdon.options import checked, require_range
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood import reference_probability as likelihood
@@ -48,6 +48,7 @@ from guerdon.systems.pure import _grid, _ids
 from guerdon.systems.settings import settings
 
 
+@checked
 def rlpr(
     *,
     reference: str = "answer",

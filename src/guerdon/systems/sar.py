@@ -32,7 +32,7 @@ from guerdon.credit.length import LengthReward, WatchLength, efficient_reasoner_
 from guerdon.credit.schedule import Anneal, Annealing
 from guerdon.credit.weighting import WeightedAdvantages
 from guerdon.errors import ConfigError
-from guerdon.options import require_range
+from guerdon.options import checked, require_range
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Clock, Rollouts
 from guerdon.signals.likelihood import relative_perplexity as likelihood
@@ -44,6 +44,7 @@ from guerdon.systems.settings import settings
 Efficiency = Literal["self_aligned", "o1_pruner", "efficient_reasoner"]
 
 
+@checked
 def sar(
     *,
     verifier: Any,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from guerdon.errors import ConfigError, ShapeError
 from guerdon.lm.ranks import shared_work
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement.answers import answer_rule
@@ -178,6 +179,7 @@ def similarity_of(similarity: Any) -> Similarity:
 # --- the signal ------------------------------------------------------------------------------------------------------
 
 
+@checked
 @dataclass
 class SemanticAgreement:
     """Signal: `semantic_agreement` of each rollout's answer within its group.

@@ -19,12 +19,14 @@ from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.lm.ranks import shared_work
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement.answers import answer_codes
 from guerdon.signals.agreement.vote import Labels, Vote, majority
 
 
+@checked
 @dataclass
 class TeacherVote(Vote):
     """Signal: agreement with the majority of a teacher's rollouts of the same prompt.

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement.answers import answer_codes, answer_rule, normaliser
@@ -87,6 +88,7 @@ def cross_labels(codes: Tensor, question: Tensor, view: Tensor) -> Labels:
     return found
 
 
+@checked
 @dataclass
 class Vote:
     """What the voting signals share. Gives several numbers a row:
@@ -137,6 +139,7 @@ class Vote:
         return Rewards.sequence(values, rollouts, reasons)
 
 
+@checked
 @dataclass
 class SameViewVote(Vote):
     """Signal: agreement with the majority of the rollout's own group."""
@@ -149,6 +152,7 @@ class SameViewVote(Vote):
         return self.rewards(rollouts, codes, Labels(*(values[group] for values in votes)), known)
 
 
+@checked
 @dataclass
 class CrossViewVote(Vote):
     """Signal: agreement with the majority of the other views of the same question.

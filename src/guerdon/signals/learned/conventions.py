@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 
 Kind = Literal["process", "outcome"]
 Head = Literal["classifier", "two_layers", "value", "label_tokens"]
@@ -37,6 +38,7 @@ CONFIG_KEY = "guerdon_reward_model"  # in config.json, what `note_convention` wr
 _MATH_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
+@checked
 @dataclass(frozen=True)
 class Convention:
     """One way to read a reward model.

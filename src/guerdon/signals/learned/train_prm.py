@@ -24,6 +24,7 @@ from torch import Tensor
 
 from guerdon.errors import ConfigError, DataError
 from guerdon.extras import require
+from guerdon.options import checked
 from guerdon.signals.learned.layouts import encode_prompt, pad_rows, single_token_id
 from guerdon.tasks.tiny import Schedule, adamw, progress
 
@@ -47,6 +48,7 @@ class LabelledSolution:
             raise DataError(f"{len(self.error_at)} places of errors for {len(self.steps)} steps of {self.prompt!r}")
 
 
+@checked
 @dataclass(frozen=True)
 class Stage:
     """One pass of training. trains: "head" freezes the backbone. lr: at the start; epochs: passes over the examples; warmup: steps

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.lm.encode import render_chat
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.held import Held
@@ -109,6 +110,7 @@ def response_tokens(tokenizer: Any, before: str, response: str, *, mask_special:
 # --- the signal ------------------------------------------------------------------------------------------------------
 
 
+@checked
 class DensityRatio:
     """Signal: the density ratio of two language models.
 

@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from guerdon.errors import ConfigError
 from guerdon.lm.vocabulary import VocabularyCheck
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.reference import Bound, prompt_of
@@ -132,6 +133,7 @@ def _read_both(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(-1, target[:, None])[:, 0], soft_value(logits)
 
 
+@checked
 class EndogenousReward(Bound):
     """Signal: soft-Bellman rewards of completions under a frozen model.
 

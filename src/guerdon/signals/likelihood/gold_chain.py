@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rollouts import Rollouts
 from guerdon.segment.reasoning import ChainLayout, equal_pieces, whole_tokens
 from guerdon.signals.likelihood.reference import prompt_of, references_of
@@ -99,6 +100,7 @@ def leaks(text: str, answer: str, pieces: int) -> bool:
     return bool(first) and answer.strip().lower() in text[slice(*first[0])].lower()
 
 
+@checked
 @dataclass(frozen=True)
 class SynthesisedChains:
     """Chains of the current policy, for every question anew.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Reasons, Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.verifiable.tagged_answer import alternatives
@@ -60,6 +61,7 @@ def information_gains(confidences: Tensor) -> Tensor:
 # --- the signal ------------------------------------------------------------------------------------------------------
 
 
+@checked
 class InformationGain:
     """Signal: how much each turn raised the policy's probability of the reference answer.
 

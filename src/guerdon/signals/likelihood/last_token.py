@@ -23,6 +23,7 @@ from torch import Tensor
 
 from guerdon.credit.schedule import Onset
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.reference import Bound, prompt_of
@@ -87,6 +88,7 @@ def reserved_token(tokenizer: Any, token: str | int | None = None) -> int:
     return int(tokenizer.unk_token_id)
 
 
+@checked
 class LastTokenScore(Bound):
     """Signal: beta (log pi(z | prompt, completion, eos) - c), one value a row.
 

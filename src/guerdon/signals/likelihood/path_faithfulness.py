@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Reasons, Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.segment.reasoning import ChainLayout, equal_pieces
@@ -64,6 +65,7 @@ def placeholder(tokenizer: Any) -> int:
     )
 
 
+@checked
 class PathFaithfulness(Bound):
     """Signal: path faithfulness of every step, against one gold chain a question.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.aggregate import aggregate
@@ -21,6 +22,7 @@ from guerdon.signals.likelihood.reference import Bound, Reduction, ReferenceScor
 from guerdon.signals.likelihood.splice import Splicer, splicer
 
 
+@checked
 class ProxyPerplexity(Bound):
     """Signal: perplexity of the reference after each completion's reasoning, under the proxy.
 

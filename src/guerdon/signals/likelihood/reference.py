@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import CapabilityError, ConfigError
-from guerdon.options import require_range
+from guerdon.options import checked, require_range
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.splice import Splice, Splicer
 from guerdon.signals.verifiable.references import reference_values
@@ -104,6 +104,7 @@ def to_rows(values: Tensor, weights: Tensor, rows: Tensor, size: int, fill: floa
     return torch.where(owned, total, fill)
 
 
+@checked
 class ReferenceScorer:
     """Finds, splices and scores references.
 

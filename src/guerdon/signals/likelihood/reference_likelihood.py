@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.aggregate import LOG_FORMS, Aggregation, aggregate, check_aggregation
@@ -34,6 +35,7 @@ from guerdon.spans import Spans
 MISSING_LOGPROB = -100.0  # where not one row of a group has a place for the reference; the rows are then all alike
 
 
+@checked
 class ReferenceLikelihood(Bound):
     """Signal: the reference's likelihood after each completion's reasoning.
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.likelihood.aggregate import Aggregation, aggregate, check_aggregation
@@ -36,6 +37,7 @@ from guerdon.signals.likelihood.reference import (
 from guerdon.signals.likelihood.splice import Mode, RLPRSplice, Splice, Splicer, splice_reference, splicer
 
 
+@checked
 class ReferenceProbability(Bound):
     """Signal: the probability of the reference answer after the policy's reasoning, and (debias) without it.
 

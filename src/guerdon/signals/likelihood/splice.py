@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 
 Mode = Literal["R1", "R1_opened", "R1_nothink"]
 _TAGS: dict[str, tuple[str, ...]] = {
@@ -53,6 +54,7 @@ class Splice:
 Splicer = Callable[[str, str], Splice]
 
 
+@checked
 @dataclass(frozen=True)
 class TagSplice:
     """Keep a response up to the first `tag`, and go on with lead + before + reference + after.
@@ -124,6 +126,7 @@ def splice_reference(response: str, reference: str, mode: Mode = "R1") -> Splice
     return Splice(text, len(before), len(before) + len(reference), reasoning=len(head) + len("<answer>"))
 
 
+@checked
 @dataclass(frozen=True)
 class RLPRSplice:
     """`splice_reference` in one of its modes."""

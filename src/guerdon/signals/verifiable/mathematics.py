@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from guerdon.options import checked
 from guerdon.signals.verifiable.answer_part import AnswerPart, Reasoning, answering
 from guerdon.signals.verifiable.extraction import Extract, answer_window, extractor
 from guerdon.signals.verifiable.fast import fast_verdict
@@ -28,6 +29,7 @@ _PROBE = "918273/645546"  # a number nobody has as a reference, so that the comp
 _WORKER = Path(__file__).with_name("worker.py")
 
 
+@checked
 @dataclass(frozen=True)
 class MathOptions:
     """How mathematical answers are read and compared.

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.signals.text import TextSignal
 from guerdon.signals.verdict import Verdict
 from guerdon.signals.verifiable.extraction import Extract, extractor
@@ -131,6 +132,7 @@ def reasoning_pattern_reward(
     return max(0.0, score)
 
 
+@checked
 def ReasoningPatterns(
     *,
     phrase_set: PhraseSet | Sequence[str] = "math",

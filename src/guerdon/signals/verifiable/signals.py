@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from guerdon.errors import ConfigError
-from guerdon.options import require_range
+from guerdon.options import checked, require_range
 from guerdon.signals.text import TOKENS, TextSignal
 from guerdon.signals.verifiable import choice, layout, text_match
 from guerdon.signals.verifiable.answer_part import Reasoning, answering
@@ -33,6 +33,7 @@ def _unless_default(reasoning: Reasoning) -> dict[str, Any]:
     return {} if reasoning == "drop" else {"reasoning": reasoning}
 
 
+@checked
 def Math(
     *,
     reference: str = "answer",
@@ -92,6 +93,7 @@ def _compared(
     return TextSignal(check, (reference,), name, _settings({"reference": reference, "extract": extract, **options}))
 
 
+@checked
 def Exact(
     *,
     reference: str = "answer",
@@ -111,6 +113,7 @@ def Exact(
     return _compared("exact", reference, extract, compare, options, reasoning, "exact")
 
 
+@checked
 def Numeric(
     *,
     reference: str = "answer",
@@ -128,6 +131,7 @@ def Numeric(
     return _compared("numeric", reference, extract, compare, {"rtol": rtol, "atol": atol}, reasoning, "number")
 
 
+@checked
 def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE", reasoning: Reasoning = "drop") -> TextSignal:
     """1.0 where the chosen letter is the reference's. Rules of extraction: `choice.choice_letter`."""
 
@@ -137,6 +141,7 @@ def MultipleChoice(*, reference: str = "answer", letters: str = "ABCDE", reasoni
     return _compared("multiple_choice", reference, None, compare, {"letters": letters}, reasoning, "choice")
 
 
+@checked
 def QA(
     *,
     reference: str = "answer",
@@ -182,6 +187,7 @@ def AnswerTag() -> TextSignal:
     )
 
 
+@checked
 def ThinkFormat(
     *,
     mode: Literal["think", "R1", "R1_nothink"] = "R1",
@@ -224,6 +230,7 @@ def ThinkFormat(
     )
 
 
+@checked
 def Length(
     *,
     target: int | None = None,
@@ -256,6 +263,7 @@ def Length(
     return TextSignal(check, (), "length", _settings({**given, "unit": unit}), counts_tokens=unit == "token")
 
 
+@checked
 def Repetition(
     *,
     rule: Literal["window", "ngram", "rlpr"] = "window",

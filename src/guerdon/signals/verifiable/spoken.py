@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from guerdon.errors import ConfigError
+from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.verifiable.references import read_references
@@ -101,6 +102,7 @@ def spoken_confidence_rewards(text: str, references: Sequence[Any], pattern: Pat
     return SpokenRewards(1.0, accuracy.value, brier, accuracy.reason)
 
 
+@checked
 @dataclass(frozen=True)
 class SpokenConfidence:
     """Signal: three rewards in [0, 1] a completion, "format", "accuracy" and "brier" (`spoken_confidence_rewards`).

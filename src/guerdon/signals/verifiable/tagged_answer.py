@@ -11,6 +11,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from guerdon.options import checked
 from guerdon.signals.text import TextSignal
 from guerdon.signals.verifiable.references import reference_values
 from guerdon.signals.verifiable.verdict import Verdict, instrument_failure, shown
@@ -85,6 +86,7 @@ def tagged_answer_reward(
     return Verdict(value, None if value == 1.0 else f"answered {shown(found[1].strip())}")
 
 
+@checked
 def TaggedAnswer(*, reference: str = "answer", kind: Kind = "f1", format_penalty: float = -2.0) -> TextSignal:
     """`tagged_answer_reward` as a signal. A row without a reference is NaN.
 
