@@ -41,7 +41,7 @@ Label = Literal["other_view", "own_view"]
 def co_reward(
     *,
     label: Label = "other_view",
-    extract: Extract = "boxed_as_written",
+    extract: Extract = "final",
     normalise: Any = None,
     question: str = "question_id",
     view: str = "view",
@@ -52,7 +52,9 @@ def co_reward(
 
     Args:
         label: "own_view" is the baseline on the same rows: the majority of the rollout's own group.
-        extract: where the answer is in a completion: "boxed_as_written" as the official code, "boxed", "tag", "after:MARKER", a function.
+        extract: where the answer is in a completion: "final" = by whichever mark it uses, a box first (`verifiable.final_answer`);
+            "boxed_as_written" as the official code, which gives a completion without a box no vote and no reward; "boxed", "tag",
+            "after:MARKER", a function.
         normalise: answers are compared as written (None, official), as tidied mathematics ("math"), or after a function.
         question, view: data columns: equal for the views of one question; what tells them apart.
         truth: data column with the right answer, to log how often the labels are right; never trained on.
@@ -73,7 +75,7 @@ def co_reward(
 @checked
 def majority_vote(
     *,
-    extract: Extract = "boxed_as_written",
+    extract: Extract = "final",
     normalise: Any = None,
     truth: str | None = None,
     norm_by_std: bool = True,
@@ -91,7 +93,7 @@ def co_rewarding_ii(
     teacher_temperature: float = 1.0,
     alpha_start: float = 0.01,
     alpha_end: float = 1e-5,
-    extract: Extract = "boxed_as_written",
+    extract: Extract = "final",
     normalise: Any = None,
     truth: str | None = None,
     norm_by_std: bool = True,

@@ -48,7 +48,7 @@ def csr(
     peers: Peers = "all",
     similarity: Any = "equal",
     form: Form = "signed",
-    extract: Extract | None = None,
+    extract: Extract | None = "final",
     question: str | None = None,
     norm_by_std: bool = False,
     bins: int = 10,
@@ -63,7 +63,8 @@ def csr(
         peers: whom a rollout is compared with: "all" others of the group, or those of the "same_outcome".
         similarity: "equal", "embedding", or a function (question, answers) -> [n, n] such as `Synonyms` and `Entailment`.
         form: "signed", or "brier": correctness - lam (agreement - correctness)^2.
-        extract: where the answer is in a completion; None = all of it. Empty answers agree with nothing.
+        extract: where the answer is in a completion; "final" = by whichever mark it uses (`verifiable.final_answer`), None = all of it, which
+            compares whole reasonings. Empty answers agree with nothing.
         question: data column with the question, for similarities that read it; None = the prompt.
         norm_by_std: divide by the group's sample std, as the paper may or may not do. It makes the fine in a group that is all wrong as loud
             as a right answer elsewhere, whatever lam is, and costs accuracy in the reproduction. RLCR's configurations do not divide.

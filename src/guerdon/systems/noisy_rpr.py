@@ -72,7 +72,8 @@ def noisy_rpr(
             noisy verdict is 0. The RPR curve is in the log in every case.
         correctness_warmup: optimiser steps with RPR alone at the start.
         unit: "question", or "rollout": independent flips, which the paper rejects as no real noise.
-        answer: where the answer stands; a completion without one is never flipped and has RPR 0. None = do not look.
+        answer: where the answer stands; a completion without one is never flipped and has RPR 0, which is said at the first batch where it is
+            true of all. "final" = by whichever mark it uses (`verifiable.final_answer`). None = do not look.
         phrase_set, divisor, word_boundary: of RPR, see `reasoning_pattern_reward`; the paper's formula has divisor 40.
         carrier: "group_mean" = minus the group's mean, for trainers without a critic; "grpo" = also divided by the std;
             "ppo" = the official one: last token, GAE with gamma = lambda = 1, whitening: needs a critic's values.

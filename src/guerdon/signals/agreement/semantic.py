@@ -29,7 +29,7 @@ from guerdon.signals.agreement.answers import answer_rule
 from guerdon.signals.embedding import cosine_similarity, embedder
 from guerdon.signals.held import Held, held_by
 from guerdon.signals.placing import place
-from guerdon.signals.verifiable.extraction import Extract
+from guerdon.signals.verifiable.extraction import AnswerWatch, Extract
 from guerdon.signals.verifiable.text_match import squad_normalise
 
 Peers = Literal["all", "same_outcome"]
@@ -207,6 +207,7 @@ class SemanticAgreement:
         if self.peers not in ("all", "same_outcome"):
             raise ConfigError(f"peers={self.peers!r}: use 'all' or 'same_outcome'")
         self.compare = similarity_of(self.similarity)
+        self._watch = AnswerWatch(self.extract)
         self._answer = (lambda text: text) if self.extract is None else answer_rule(self.extract)
 
     def held(self) -> list[Held]:
@@ -219,6 +220,7 @@ class SemanticAgreement:
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
         answers = [self._answer(text) for text in rollouts.last_turns]
+        self._watch(answers, "SemanticAgreement")
         groups = rollouts.groups.cpu()
         correct = scores[self.by].values[:, 0].cpu() if self.peers == "same_outcome" else None
         values = torch.zeros(len(rollouts), dtype=torch.float64)

@@ -66,7 +66,7 @@ class TeacherVote(Vote):
                 f"the vote's {self.role!r} is not bound: an engine does it, or system.bind({self.role!r}, LocalModel(...))"
             )
         known: dict[str, int] = {}
-        codes = answer_codes([self.answer(text) for text in rollouts.last_turns], known)
+        codes = self.codes(rollouts, known)
         names, group = torch.unique(rollouts.groups.cpu(), return_inverse=True)
         prompts = [_prompt(rollouts, int((group == g).nonzero()[0, 0])) for g in range(len(names))]
         texts = shared_work(prompts, lambda share, rank: self._sample(share, rank, rollouts))

@@ -22,7 +22,7 @@ from guerdon.options import checked
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement.answers import answer_codes, answer_rule, normaliser
-from guerdon.signals.verifiable.extraction import Extract
+from guerdon.signals.verifiable.extraction import AnswerWatch, Extract
 from guerdon.signals.verifiable.references import reference_values
 
 
@@ -110,6 +110,7 @@ class Vote:
 
     def __post_init__(self) -> None:
         self.answer = answer_rule(self.extract, self.normalise)
+        self._watch = AnswerWatch(self.extract)
         self.level = dict.fromkeys(("agrees", "unlabelled", "share"), "sequence")
         if self.truth is not None:
             self.level["right"] = "sequence"
@@ -117,6 +118,12 @@ class Vote:
     def watched(self) -> tuple[str, ...]:
         """The numbers that are for the log only."""
         return tuple(name for name in self.level if name != "agrees")
+
+    def codes(self, rollouts: Rollouts, known: dict[str, int]) -> Tensor:
+        """[B] int64: equal numbers for equal answers, -1 for none."""
+        answers = [self.answer(text) for text in rollouts.last_turns]
+        self._watch(answers, type(self).__name__)
+        return answer_codes(answers, known)
 
     def rewards(self, rollouts: Rollouts, codes: Tensor, labels: Labels, known: dict[str, int]) -> dict[str, Rewards]:
         """The numbers of each row, from row-wise labels."""
@@ -146,7 +153,7 @@ class SameViewVote(Vote):
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> dict[str, Rewards]:
         known: dict[str, int] = {}
-        codes = answer_codes([self.answer(text) for text in rollouts.last_turns], known)
+        codes = self.codes(rollouts, known)
         names, group = torch.unique(rollouts.groups.cpu(), return_inverse=True)
         votes = majority(codes, group, len(names))
         return self.rewards(rollouts, codes, Labels(*(values[group] for values in votes)), known)
@@ -175,7 +182,7 @@ class CrossViewVote(Vote):
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> dict[str, Rewards]:
         known: dict[str, int] = {}
-        codes = answer_codes([self.answer(text) for text in rollouts.last_turns], known)
+        codes = self.codes(rollouts, known)
         questions, views = rollouts.column(self.question), rollouts.column(self.view)
         labels = cross_labels(codes, _numbered(questions), _numbered(views))
         found = self.rewards(rollouts, codes, labels, known)

@@ -6,11 +6,12 @@ Nothing here parses mathematics: a rule returns the answer's text, or None where
 from __future__ import annotations
 
 import re
+import warnings
 from collections import deque
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
-Extract = Literal["boxed", "tag", "last_number"] | str | Callable[[str], str | None]
+Extract = Literal["boxed", "tag", "last_number", "final"] | str | Callable[[str], str | None]
 
 # A number as people write it: thousands separators only in complete groups of three, so "1,2" is two numbers.
 _NUMBER = re.compile(r"(?<![\d.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<![\d.])[-+]?\.\d+")
@@ -85,7 +86,8 @@ def extractor(how: Extract) -> Callable[[str], str | None]:
     """The rule named by an `extract` option.
 
     Args:
-        how: "boxed", "tag", "last_number", "after:MARKER", or a function of the completion returning text or None.
+        how: "boxed", "tag", "last_number", "after:MARKER", "final" (whichever of these ways a completion uses, see `final_answer`), or a
+            function of the completion returning text or None.
 
     Raises:
         ValueError: for any other name.
@@ -95,7 +97,34 @@ def extractor(how: Extract) -> Callable[[str], str | None]:
     rules = {"boxed": last_boxed, "tag": last_tag, "last_number": last_number}
     if how in rules:
         return rules[how]
+    if how == "final":
+        from guerdon.signals.verifiable.final_answer import final_answer
+
+        return final_answer
     if how.startswith("after:") and len(how) > len("after:"):
         marker = how.removeprefix("after:")
         return lambda text: after_marker(text, marker)
-    raise ValueError(f"extract={how!r}: use one of {sorted(rules)}, 'after:MARKER', or a function of the completion")
+    raise ValueError(
+        f"extract={how!r}: use one of {sorted([*rules, 'final'])}, 'after:MARKER', or a function of the completion"
+    )
+
+
+class AnswerWatch:
+    """Says once, at the first batch, that a rule found no answer in any completion: an option then does nothing at all.
+
+    rule: the value of the option. consequence: what does not happen. option: its name.
+    """
+
+    def __init__(self, rule: Any, consequence: str = "nothing is rewarded", *, option: str = "extract") -> None:
+        self.rule, self.consequence, self.option, self._looked = rule, consequence, option, False
+
+    def __call__(self, answers: Sequence[str | None], who: str) -> None:
+        if self._looked or not answers:
+            return
+        self._looked = True
+        if not any(answer and answer.strip() for answer in answers):
+            warnings.warn(
+                f"{who}: not one of the {len(answers)} completions of the first batch has an answer by {self.option}={self.rule!r}, so that "
+                f"{self.consequence}; say how answers are marked: {self.option}='final', 'tag', 'after:MARKER' or a function",
+                stacklevel=3,
+            )

@@ -17,7 +17,7 @@ from guerdon.errors import ConfigError
 from guerdon.options import checked
 from guerdon.signals.text import TextSignal
 from guerdon.signals.verdict import Verdict
-from guerdon.signals.verifiable.extraction import Extract, extractor
+from guerdon.signals.verifiable.extraction import AnswerWatch, Extract, extractor
 
 PhraseSet = Literal["math", "rm"]
 ReadText = Literal["all", "think"]
@@ -167,7 +167,11 @@ def ReasoningPatterns(
     score("")  # refuses bad options here
     reasoning_pattern_reward("", phrase_set, divisor=divisor, n=n)
 
+    watch = AnswerWatch(answer, "no pattern is rewarded and no verdict turned round", option="answer")
+
     def check(texts: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> list[Verdict]:
+        if rule is not None:
+            watch([rule(text) for text in texts], "reasoning patterns")
         return [score(text) for text in texts]
 
     named = getattr(answer, "__name__", "function") if callable(answer) else answer
