@@ -77,6 +77,23 @@ def test_rewards_by_hand() -> None:
     assert spoken_confidence_rewards(WELL + " Thanks!", ["Paris"])[:3] == (0, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "accurate"),
+    [
+        ("-5", "5", 1),
+        ("C#", "C++", 1),
+        ("48.0", "48", 0),
+        ("the", "a", 1),
+        ("\\boxed{5}", "\\boxed{5}", 1),
+        ('{"a": 1}', '{"a": 1}', 1),
+    ],
+)
+def test_the_published_rule_compares_tidied_texts_and_nothing_else(answer: str, reference: str, accurate: int) -> None:
+    """SQuAD's normalisation as it is, its false equalities too: this is somebody's baseline."""
+    rollouts = Rollouts.from_texts(["q"], [WELL.replace("Paris", answer)], {"answer": [reference]}, group_ids=[0])
+    assert SpokenConfidence()(rollouts)["accuracy"].values.tolist() == [[accurate]]
+
+
 def test_hostile_texts_take_linear_time() -> None:
     started = time.monotonic()
     for piece in ("</think> <answer>", "<answer>", "</answer> " * 3, "<confidence>", " " * 40, "</think>" + " " * 30):

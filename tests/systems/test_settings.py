@@ -42,6 +42,13 @@ def test_every_published_system_says_what_it_was_trained_with(slug: str) -> None
         assert f"{value}  [{source}]" in shown and setting in shown and value in settings_block(slug)
 
 
+def test_the_catalogue_has_them_as_data() -> None:
+    from guerdon.systems.catalogue import catalogue
+
+    rows = {row["slug"]: row["settings"] for row in catalogue()}
+    assert rows["rlpr"] == gd.systems.preset("rlpr") and rows["outcome"] == {}
+
+
 def test_the_papers_own_numbers() -> None:
     """A few from each kind of source, as the sheets have them."""
     rlpr = settings_of("rlpr")

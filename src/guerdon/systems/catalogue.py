@@ -50,6 +50,7 @@ def catalogue() -> list[dict[str, Any]]:
                 "arxiv": known.arxiv,
                 "kinds": list(known.kinds),
                 "summary": known.summary,
+                "settings": dict(known.settings.fields),
                 "vectors": vector_state(slug),
                 "reproduction": reproduction_state(slug),
             }

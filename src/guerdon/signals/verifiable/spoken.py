@@ -132,7 +132,7 @@ class SpokenConfidence:
         return {name: Rewards.sequence([getattr(row, name) for row in rewards], rollouts, reasons) for name in SOURCES}
 
     def _row(self, text: str, cell: Any) -> SpokenRewards:
-        references, problem = read_references(cell)
+        references, problem = read_references(cell, "literal")  # the published rule compares texts as they are written
         if not references:
             return SpokenRewards(float(spoken_layout(text, self.pattern)), math.nan, math.nan, problem)
         return spoken_confidence_rewards(text, references, self.pattern)
