@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test install lint types unit clean
+.PHONY: demo test install lint types unit gpu clean
 
 demo: $(VENV)/.installed  ## train a tiny policy under three reward designs and open the report it makes
 	$(BIN)/guerdon compare outcome pure pure:credit=sum --seeds 2 --steps 60 --eval-every 10 --out runs/demo
@@ -34,7 +34,11 @@ types:
 	$(BIN)/mypy
 
 unit:
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 15 -m "not gpu"
+
+gpu:  ## on a machine with a card: the tests marked gpu and a short bench, under five minutes; send gpu.json back. Needs torch for your CUDA
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n 0 -m gpu tests/gpu
+	$(BIN)/python benchmarks/bench_gpu.py gpu.json
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
