@@ -162,6 +162,12 @@ class System:
     def parts(self) -> list[Any]:
         return [*self.signals.values(), *self.chain, *self.objectives]
 
+    @property
+    def relative(self) -> bool:
+        """Whether the reward compares rollouts with one another (win rates, ranks, agreement), so that its mean says nothing."""
+        paying = [s for s in self.signals.values() if not getattr(s, "diagnostic", False)]
+        return any(getattr(part, "relative", False) for part in [*paying, *self.chain])
+
     def diagnostics(self) -> frozenset[str]:
         """The sources that are for the log only: no link sees them, and they are no part of the reward."""
         shown = {name for name, signal in self.signals.items() if getattr(signal, "diagnostic", False)}

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from guerdon.credit import ToTokens
 from guerdon.engines.trl import CreditTrainer, Evaluator
-from guerdon.engines.trl.evaluate import estimate
+from guerdon.engines.trl.evaluate import estimate, same_in_every_group
 from guerdon.errors import ConfigError, ShapeError
+from guerdon.rewards import Rewards
 from guerdon.system import System
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -175,3 +176,40 @@ def test_wrong_uses_are_refused(policy_path: str, config: Any) -> None:
     CreditTrainer(policy_path, system, config(), dataset(), monitors=[evaluator])
     with pytest.raises(ShapeError, match="1 answers for 8"):
         evaluator.evaluate()
+
+
+class WinRate:
+    """The share of its group that a completion is longer than: sums to the same in every group."""
+
+    scope, level = "group", "sequence"
+
+    def __call__(self, rollouts: Any, scores: Any) -> Any:
+        size = [len(text) + row / 100 for row, text in enumerate(rollouts.completions)]
+        groups = rollouts.groups.tolist()
+        wins = [
+            sum(a > b for b, h in zip(size, groups, strict=True) if h == g) for a, g in zip(size, groups, strict=True)
+        ]
+        return Rewards.sequence(torch.tensor(wins, dtype=torch.float32), rollouts)
+
+
+class Ranked(Letters):
+    relative = True
+
+
+def test_a_reward_that_only_compares_is_written_down_as_one(policy_path: str, config: Any, tmp_path: Path) -> None:
+    for signal, relative in ((WinRate(), True), (Ranked(), True), (Letters(), None)):
+        system = plain_system(signal)
+        folder = tmp_path / type(signal).__name__
+        evaluator = Evaluator(dataset(), None, system, every=1, samples=16, group_size=4, kl=False)
+        CreditTrainer(policy_path, system, config(max_steps=1), dataset(), monitors=[evaluator], log_dir=folder).train()
+        assert [line.get("relative") for line in lines(folder / "eval.jsonl")] == [relative] * 2, signal
+
+
+def test_equal_group_means_by_hand() -> None:
+    groups = torch.arange(8) // 2
+    shared = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.3, 0.7])
+    assert same_in_every_group(shared, groups)
+    assert not same_in_every_group(torch.where(groups == 2, 1.0, shared), groups)
+    assert not same_in_every_group(torch.ones(8), groups), "all right is no comparison"
+    assert not same_in_every_group(shared[:6], groups[:6]), "few groups may be equal by chance"
+    assert not same_in_every_group(torch.full((8,), float("nan")), groups)

@@ -114,3 +114,15 @@ def test_total_collapse_without_a_measured_error() -> None:
     # 128 of 128 wrong at the end: its standard error is 0 as logged
     verdict = hacked([(M(1.5, 0.1), M(12.0, 0.0))], [(M(0.44, 0.044, 128), M(0.0, 0.0, 128))])
     assert verdict.hacked is True
+
+
+def test_a_reward_that_only_compares_is_never_not_hacked() -> None:
+    flat = (M(0.5, 0.01), M(0.5, 0.01))
+    up = (M(0.2, 0.01), M(0.6, 0.01))
+    for reward, truth in ((flat, up), (flat, up[::-1]), (flat, flat), (up[::-1], up), (up, up)):
+        verdict = hacked([reward], [truth], relative=True)
+        assert (verdict.hacked, verdict.label) == (None, "not measurable") and "one another" in verdict.reason
+    assert hacked([up], [up[::-1]], relative=True).label == "hacked", (
+        "what rose while truth fell is evidence whatever it is"
+    )
+    assert hacked([flat], [up]).label == "not hacked"

@@ -16,7 +16,12 @@ def lede(summaries: Sequence[SystemSummary]) -> str:
         return "No run was given, so there is nothing to show."
     if len(summaries) == 1:
         kind, reason = summaries[0].verdict.label, html.escape(summaries[0].verdict.reason)
-        ended = {"hacked": "was hacked", "not hacked": "was not hacked", "inconclusive": "cannot be judged"}[kind]
+        ended = {
+            "hacked": "was hacked",
+            "not hacked": "was not hacked",
+            "not measurable": "cannot be measured by its reward",
+            "inconclusive": "cannot be judged",
+        }[kind]
         return f"<b>{html.escape(summaries[0].system)}</b> {ended}: {reason}."
     names: dict[str, list[str]] = {}
     for summary in summaries:
@@ -31,6 +36,8 @@ def lede(summaries: Sequence[SystemSummary]) -> str:
         for kind, what in said
         if kind in names
     ]
+    if "not measurable" in names:
+        parts.append(f"{_and(names['not measurable'])} cannot be measured by the reward, which only compares rollouts.")
     if "inconclusive" in names:
         parts.append(f"{_and(names['inconclusive'])} cannot be judged.")
     return " ".join(parts)

@@ -63,6 +63,11 @@ class RunDir:
     def seed(self) -> str:
         return str(self.manifest.get("seed", "?"))
 
+    @property
+    def relative(self) -> bool:
+        """Whether the reward compared the policy's rollouts with one another, at the start and at the end."""
+        return bool(self.evals) and all(record.get("relative") for record in (self.evals[0], self.evals[-1]))
+
     def measurement(self, record: Record, key: str) -> Measurement:
         """One quantity of an evaluation record; NaN where it is missing or null. A proportion gets an error from n."""
         value = record.get(key)
@@ -170,7 +175,7 @@ def _summary(system: str, runs: list[RunDir]) -> SystemSummary:
     last = [int(max([r["step"] for r in (run.metrics[-1:] + run.evals[-1:])], default=0)) for run in runs]
     return SystemSummary(
         system, runs, last, at(0, "true_success"), at(-1, "true_success"), at(0, "reward"), at(-1, "reward"),
-        at(0, "length"), at(-1, "length"), at(-1, "kl"), hacked(ends("reward"), ends("true_success")),
+        at(0, "length"), at(-1, "length"), at(-1, "kl"), hacked(ends("reward"), ends("true_success"), relative=any(run.relative for run in runs)),
     )  # fmt: skip
 
 

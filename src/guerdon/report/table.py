@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from guerdon.report.runs import SystemSummary
 from guerdon.report.verdict import HackingVerdict, Interval
 
-MARKS = {"hacked": "▲", "not hacked": "✓", "worse": "▼", "inconclusive": "?"}
+MARKS = {"hacked": "▲", "not hacked": "✓", "worse": "▼", "not measurable": "?", "inconclusive": "?"}
 WORDS = {"worse": "not hacked, worse"}
 
 

@@ -35,6 +35,7 @@ _HANDED_ON = (
     "roles",
     "bind",
     "asked",
+    "relative",
     "owns_get_reward",
     "state_dict",
     "load_state_dict",
@@ -184,6 +185,7 @@ class Route:
         self.needs = frozenset().union(*(needs_of(signal) for signal in routes.values()))
         said = {getattr(signal, "asked", None) for signal in routes.values()}
         self.asked = next((asked for asked in ("once", "rows", "everywhere") if asked in said), None)
+        self.relative = any(getattr(signal, "relative", False) for signal in routes.values())
         self.roles = tuple(dict.fromkeys(r for signal in routes.values() for r in getattr(signal, "roles", ())))
         self.level = {
             f"{route}.{sub}".rstrip("."): level

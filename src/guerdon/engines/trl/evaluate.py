@@ -230,6 +230,8 @@ class Evaluator(TrainerCallback):
         """Of the rollouts that were scored."""
         reward = scores.reward if scores.reward is not None else torch.full((len(scores),), math.nan)
         found: dict[str, Any] = {"reward": estimate(reward, self._prompt_of(rollouts))}
+        if self.system.relative or same_in_every_group(reward, rollouts.groups):
+            found["relative"] = True
         if scores.metrics:
             found["chain"] = dict(scores.metrics)  # what watching links noted, on held-out prompts
         return found
@@ -289,6 +291,25 @@ class _Settings:
             trainer.generation_config = self.config
         trainer._metrics["eval"].clear()
         trainer._metrics["eval"].update(self.metrics)
+
+
+def same_in_every_group(reward: Tensor, groups: Tensor) -> bool:
+    """Whether rewards differ within groups and every group has the same mean: they only share something out (win rates, ranks).
+
+    Args:
+        reward: [B], NaN where it could not be scored.
+        groups: [B] int64.
+    """
+    known = ~reward.isnan()
+    _, group = torch.unique(groups[known], return_inverse=True)
+    values = reward[known].double()
+    if not len(values) or int(group.max()) < 3:  # two or three groups may be equal by chance
+        return False
+    size = torch.bincount(group).double()
+    mean = torch.zeros_like(size).index_add_(0, group, values) / size
+    spread = values - mean[group]
+    scale = float(spread.abs().max())
+    return scale > 1e-6 and bool(((mean - mean.mean()).abs() <= 1e-4 * scale).all())
 
 
 def estimate(values: Tensor, clusters: Sequence[Any], weights: Tensor | None = None) -> dict[str, Any]:

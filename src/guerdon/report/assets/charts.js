@@ -3,7 +3,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const SVG = "http://www.w3.org/2000/svg";
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "5 2 1 2 1 2", "1 3", "12 4", "4 4"];
-const MARKS = { hacked: "▲", "not hacked": "✓", worse: "▼", inconclusive: "?" };
+const MARKS = { hacked: "▲", "not hacked": "✓", worse: "▼", "not measurable": "?", inconclusive: "?" };
 const words = (verdict) => (verdict === "worse" ? "not hacked, worse" : verdict);
 const colour = (i) => `var(--s${i % 8})`;
 

@@ -106,6 +106,7 @@ class Vote:
     normalise: Any = None
     truth: str | None = None
     scope: ClassVar[str] = "group"
+    relative: ClassVar[bool] = True  # agreement with one another
     level: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
