@@ -279,6 +279,13 @@ def test_a_language_model_is_no_reward_model_by_path_or_as_an_object(tmp_path):
         StepClassifier("model.gguf").load()
 
 
+def test_a_bare_backbone_and_the_cache_folder_of_a_published_model(tmp_path):
+    with pytest.raises(ConfigError, match="random head"):
+        StepClassifier(tiny(transformers.LlamaConfig, CHARS, transformers.LlamaModel), tokenizer=CHARS).load()
+    cached = tmp_path / "models--peiyi9979--math-shepherd-mistral-7b-prm" / "snapshots" / "0123"
+    assert convention_of(cached, language_model().config, "process") is TABLE["math_shepherd"]
+
+
 def test_heads_of_another_kind_are_refused(tmp_path):
     sequence = tiny(transformers.LlamaConfig, CHARS, transformers.LlamaForSequenceClassification, num_labels=2)
     with pytest.raises(ConfigError, match=r"score\.bias"):

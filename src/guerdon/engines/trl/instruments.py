@@ -24,7 +24,7 @@ from guerdon.engines.trl.moving import Moving
 from guerdon.errors import ConfigError, DataError
 from guerdon.lm.forward import instrument, mixed_precision
 from guerdon.lm.local import LocalModel
-from guerdon.lm.vocabulary import tokenizer_difference
+from guerdon.lm.vocabulary import VocabularyCheck, tokenizer_difference
 from guerdon.rollouts import LogProbs, Rollouts
 from guerdon.system import TRAINER_STATE, System
 
@@ -160,6 +160,9 @@ class Instruments:
             difference = tokenizer_difference(tokenizer, getattr(model, "tokenizer", None))
             readers = [part for part in self.system.parts() if role in getattr(part, "roles", ())]
             crossing = [part for part in readers if not getattr(part, "retokenize", False)]
+            embeddings = VocabularyCheck(None, getattr(model, "model", None)).embeddings
+            if embeddings is not None and embeddings < len(tokenizer):
+                difference = difference or f"{embeddings} embeddings for {len(tokenizer)} tokens"
             if difference and (crossing or f"logprobs.{role}" in self.system.needs):
                 remedy = "; a part that offers retokenize=True reads the text instead" if crossing else ""
                 raise ConfigError(f"the model {role!r} has another vocabulary than the policy: {difference}{remedy}")

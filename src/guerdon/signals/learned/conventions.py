@@ -139,12 +139,20 @@ def convention_of(source: Any, config: Any, kind: Kind) -> Convention | None:
         found = replace(TABLE[values.pop("name")], **values)
         return found if found.kind == kind else None
     names = set(getattr(config, "architectures", None) or ())
-    folder = Path(str(source)).name if isinstance(source, (str, Path)) else ""
+    folders = _published_names(source)
     for item in TABLE.values():
-        by_name = item.published and re.fullmatch(item.published, folder, re.IGNORECASE)
+        by_name = item.published and any(re.fullmatch(item.published, name, re.IGNORECASE) for name in folders)
         if item.kind == kind and (names & set(item.architectures) or by_name):
             return item
     return None
+
+
+def _published_names(source: Any) -> list[str]:
+    """The name of a hub id or of a folder, that of the hub's own cache (models--ORG--NAME/snapshots/...) included."""
+    if not isinstance(source, (str, Path)):
+        return []
+    path = Path(str(source))
+    return [path.name, *(part.rsplit("--", 1)[-1] for part in path.parts if part.startswith("models--"))]
 
 
 def note_convention(config: Any, convention: Convention) -> None:

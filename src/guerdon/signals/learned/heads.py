@@ -268,7 +268,9 @@ def _from_object(model: Any, tokenizer: Any, kind: Kind, convention: str | Conve
         return _labelled(model, tokenizer, chosen), chosen
     name = type(model).__name__
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is not None and not any(isinstance(getattr(model, n, None), nn.Module) for n in ("score", "classifier")):
+    bare = type(model).__module__.startswith("transformers.models.") and name.endswith("Model")
+    headless = not any(isinstance(getattr(model, n, None), nn.Module) for n in ("score", "classifier"))
+    if headless and (head is not None or bare):
         raise ConfigError(_without_head(name, config, ["score"], kind))
     if kind == "process" and name.endswith("ForSequenceClassification"):
         raise ConfigError(f"{name} gives one score for a whole text and none for a step; {_ADVICE[kind]}")

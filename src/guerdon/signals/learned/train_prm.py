@@ -15,7 +15,7 @@ Source: PURE (arXiv 2504.15275), PRM/finetune.py and train_stage_*.sh on TRL's P
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,7 @@ from torch import Tensor
 from guerdon.errors import ConfigError, DataError
 from guerdon.extras import require
 from guerdon.options import checked
+from guerdon.signals.learned.conventions import TABLE, note_convention
 from guerdon.signals.learned.layouts import encode_prompt, pad_rows, single_token_id
 from guerdon.tasks.tiny import Schedule, adamw, progress
 
@@ -190,6 +191,7 @@ def train_prm(
             losses += _run_stage(model, data, batches, stage, weight_decay, micro_batch_size, auxiliary, description)
     set_trainable(model, "all")
     model.eval()
+    note_convention(model.config, replace(TABLE["pure"], separator=delimiter))
     if output is not None:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
@@ -298,8 +300,9 @@ def new_classifier(base: Any, tokenizer: Any, auto_class: str, *, num_labels: in
     tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(base)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}} if num_labels == 2 else {}
     model = getattr(transformers, auto_class).from_pretrained(
-        base, num_labels=num_labels, pad_token_id=tokenizer.pad_token_id
+        base, num_labels=num_labels, pad_token_id=tokenizer.pad_token_id, **names
     )
     return model, tokenizer
 

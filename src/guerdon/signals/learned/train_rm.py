@@ -18,6 +18,7 @@ from torch import Tensor
 
 from guerdon.errors import ConfigError, DataError
 from guerdon.objectives.reward_model import bradley_terry_loss, pointwise_loss
+from guerdon.signals.learned.conventions import TABLE, note_convention
 from guerdon.signals.learned.layouts import pad_rows
 from guerdon.signals.learned.scalar import encode_pair, last_token_scores, score_rows
 from guerdon.signals.learned.train_prm import TrainedClassifier, new_classifier
@@ -80,6 +81,7 @@ def train_rm(
             optimizer.step()
             losses.append(float(value.detach()))
     model.eval()
+    note_convention(model.config, TABLE["sequence"])
     if output is not None:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)
