@@ -133,6 +133,8 @@ class SwitchAt(_Pair):
         evaluation: which one evaluation batches (clock.training False) see: "name", or "clock" for the same rule.
     """
 
+    reads_length: ClassVar[bool] = True  # the same step of a longer run is another one
+
     step: int = 0
     evaluation: Literal["name", "clock"] = "name"
     share: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -65,6 +65,8 @@ class Annealing:
         peak, bottom, increase, decrease: of `peak_schedule`.
     """
 
+    reads_length: ClassVar[bool] = True  # the same step of a longer run is another one
+
     kind: AnnealingKind = "constant"
     reverse: bool = False
     peak: float = 0.5
@@ -102,6 +104,8 @@ class Annealing:
 class Anneal:
     """s r, where s follows the run's clock; a transform for `On`."""
 
+    reads_length: ClassVar[bool] = True  # the same step of a longer run is another one
+
     schedule: Annealing = field(default_factory=Annealing)
 
     def __call__(self, rewards: Rewards, rollouts: Rollouts) -> Rewards:
@@ -120,6 +124,8 @@ class Onset:
         share: in [0, 1], of a run of known length.
         after: another onset that this one is counted from.
     """
+
+    reads_length: ClassVar[bool] = True  # the same step of a longer run is another one
 
     steps: int | None = 0
     usual: int = 0

@@ -1,25 +1,30 @@
 """Checkpoints that can be trusted: our state is written first, a COMPLETE marker last, and only marked ones are resumed.
 
 `transformers` writes a checkpoint file by file, and `resume_from_checkpoint=True` picks the newest folder, half-written or
-not. The marker lists every file with its size, so a folder that was cut short or tampered with does not count. A checkpoint
-inside a generation cycle (reused or not yet used rollouts are lost with the process) is never marked: resuming it would be
-another run.
+not. The marker lists every file with its size and digest, so a folder that was cut short, damaged or tampered with does not
+count. A checkpoint inside a generation cycle (reused or not yet used rollouts are lost with the process) is never marked:
+resuming it would be another run. What the run was made of stands beside the state, and a run of other settings is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from guerdon.engines.trl import state_file
 from guerdon.errors import ConfigError, DataError
+from guerdon.folders.claim import remove_checkpoint, written
+from guerdon.identity import differences
 
 MARKER = "COMPLETE"
-STATE = "guerdon_state.pt"
+STATE = state_file.STATE
+RUN = "guerdon_run.json"  # what the run is made of
 PREFIX = "checkpoint-"
 
 
@@ -29,23 +34,45 @@ def newest_complete_checkpoint(directory: str | Path) -> Path | None:
     Args:
         directory: the run's `output_dir`, holding checkpoint-<step> folders.
     """
+    return next((folder for folder in _newest_first(directory) if is_complete(folder)), None)
+
+
+def _newest_first(directory: str | Path) -> list[Path]:
     folders = [p for p in Path(directory).glob(f"{PREFIX}*") if p.name.removeprefix(PREFIX).isdigit()]
-    for folder in sorted(folders, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True):
-        if is_complete(folder):
-            return folder
-    return None
+    return sorted(folders, key=lambda p: int(p.name.removeprefix(PREFIX)), reverse=True)
 
 
 def is_complete(folder: str | Path) -> bool:
-    """Whether the marker is there and every file it lists has its size."""
+    """Whether the marker is there and every file it lists is as it was written."""
+    return fault_of(folder) is None
+
+
+def fault_of(folder: str | Path) -> str | None:
+    """Why a checkpoint does not count, or None: it does."""
     folder = Path(folder)
     try:
-        marker = json.loads((folder / MARKER).read_text())
-        return holds_optimiser(marker["files"]) and all(
-            (folder / name).stat().st_size == size for name, size in marker["files"].items()
-        )
-    except (OSError, json.JSONDecodeError):
-        return False
+        files = json.loads((folder / MARKER).read_text())["files"]
+        if not holds_optimiser(files):
+            return "it holds no optimiser state"
+        for name, known in files.items():
+            size, digest = (known["size"], known["sha256"]) if isinstance(known, dict) else (known, None)
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, and {size} were written"
+            if digest is not None and _digest(path) != digest:
+                return f"the content of {name} is not what was written"
+    except FileNotFoundError:
+        return "it was not written to its end"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its {MARKER} marker cannot be read ({type(error).__name__})"
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def holds_optimiser(names: Iterable[str]) -> bool:
@@ -65,27 +92,40 @@ def weights_only(directory: str | Path) -> Path | None:
     return max(found, key=lambda folder: int(folder.name.removeprefix(PREFIX)), default=None)
 
 
-def begin(folder: Path, state: dict[str, Any]) -> None:
-    """Take the marker of an earlier attempt away and write our state."""
+def begin(folder: Path, state: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Take the marker of an earlier attempt away and write our state, and what the run is made of.
+
+    Returns:
+        What was in the folder before: files that this checkpoint does not write are not its own.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    before = written(folder)
     (folder / MARKER).unlink(missing_ok=True)
-    draft = folder / f".{STATE}"
-    torch.save(state, draft)
-    os.replace(draft, folder / STATE)
+    state_file.save(folder, state)
+    draft = folder / f".{RUN}"
+    draft.write_text(json.dumps({"python": platform.python_version_tuple()[:2], "made_of": run}) + "\n")
+    os.replace(draft, folder / RUN)
+    return before
 
 
-def finish(folder: Path, step: int) -> None:
-    """Write the marker, in one step, after everything else is on the disk. Weights without an optimiser get none."""
-    files = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MARKER
-    }
-    if not holds_optimiser(files):
+def finish(folder: Path, step: int, before: dict[str, Any] | None = None) -> None:
+    """Write the marker, in one step, after everything else is on the disk. Weights without an optimiser get none.
+
+    Args:
+        folder: of the checkpoint.
+        step: optimiser steps taken.
+        before: what `begin` found there.
+    """
+    now = written(folder)
+    names = [name for name, state in now.items() if (before or {}).get(name) != state and name != MARKER]
+    if not holds_optimiser(names):
         return
-    for name in files:  # a marker must not reach the disk before what it vouches for
+    files = {}
+    for name in names:  # a marker must not reach the disk before what it vouches for
         with (folder / name).open("rb") as handle:
             os.fsync(handle.fileno())
+            digest = hashlib.file_digest(handle, "sha256").hexdigest()
+        files[name] = {"size": now[name][1], "sha256": digest}
     draft = folder / f".{MARKER}"
     with draft.open("w") as handle:
         json.dump({"step": step, "files": files}, handle)
@@ -94,18 +134,68 @@ def finish(folder: Path, step: int) -> None:
     os.replace(draft, folder / MARKER)
 
 
+def rotate(directory: Path, keep: int, *, protected: str | None = None) -> None:
+    """Delete all but the `keep` latest complete checkpoints, and half-written ones from before; files that no run wrote stay.
+
+    Args:
+        directory: the run's `output_dir`.
+        keep: at least 1.
+        protected: a checkpoint that stays in any case (the best one).
+    """
+    marked = [folder for folder in _newest_first(directory) if (folder / MARKER).exists()]
+    marked.sort(key=lambda folder: (folder / MARKER).stat().st_mtime_ns, reverse=True)
+    kept = {*marked[: max(1, keep)], *([Path(protected)] if protected else [])}
+    latest = max((int(folder.name.removeprefix(PREFIX)) for folder in kept), default=0)
+    for folder in _newest_first(directory):
+        stale = folder in marked or int(folder.name.removeprefix(PREFIX)) < latest
+        if folder not in kept and stale and any((folder / name).exists() for name in (STATE, MARKER)):
+            remove_checkpoint(folder)
+
+
 def load_state(folder: str | Path) -> dict[str, Any]:
     """What `begin` wrote.
 
     Raises:
+        DataError: the checkpoint was not made by this engine, or its state cannot be read.
+    """
+    _require(Path(folder), STATE)
+    return state_file.load(Path(folder))
+
+
+def check_run(folder: str | Path, run: dict[str, Any]) -> None:
+    """Refuse to go on from a checkpoint of a run that was made of something else.
+
+    Args:
+        folder: of the checkpoint.
+        run: what this run is made of (`run_identity`).
+
+    Raises:
+        ConfigError: the settings, the system, the data or the caller's functions differ; says in what.
         DataError: the checkpoint was not made by this engine.
     """
-    path = Path(folder) / STATE
-    if not path.exists():
-        raise DataError(
-            f"{folder} has no {STATE}: it was not saved by this engine; start from its weights instead (model={str(folder)!r})"
+    path = Path(folder) / RUN
+    _require(Path(folder), RUN)
+    try:
+        saved = json.loads(path.read_text())
+        then, same_python = saved["made_of"], tuple(saved["python"]) == platform.python_version_tuple()[:2]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+    now = json.loads(json.dumps(run))
+    if not now.get("length_matters"):
+        then, now = ({**side, "length": None} for side in (then, now))
+    if changes := differences(then, now, same_python=same_python):
+        shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
+        raise ConfigError(
+            f"{folder} was saved by a run that was made of something else ({shown}). Going on from it would mix the two: set it back to go "
+            f"on, use another folder (output_dir, --out), or start anew with train(resume_from_checkpoint=False) or --restart"
         )
-    return torch.load(path, map_location="cpu", weights_only=False)  # links' states are arbitrary objects of our own
+
+
+def _require(folder: Path, name: str) -> None:
+    if not (folder / name).exists():
+        raise DataError(
+            f"{folder} has no {name}: it was not saved by this engine; start from its weights instead (model={str(folder)!r})"
+        )
 
 
 def resolve_resume(resume: bool | str | None, output_dir: str | Path) -> str | None:
@@ -120,7 +210,7 @@ def resolve_resume(resume: bool | str | None, output_dir: str | Path) -> str | N
     if not resume:
         return None
     if resume is True:
-        newest = newest_complete_checkpoint(output_dir)
+        newest = _newest_said(output_dir)
         if newest is None and (bare := weights_only(output_dir)) is not None:
             raise ConfigError(_bare(bare))
         return None if newest is None else str(newest)
@@ -130,10 +220,26 @@ def resolve_resume(resume: bool | str | None, output_dir: str | Path) -> str | N
             raise ConfigError(_bare(folder))
         newest = newest_complete_checkpoint(Path(resume).parent)
         hint = f"; the newest complete one beside it is {newest}" if newest else ""
-        raise ConfigError(
-            f"{resume} is no complete checkpoint of a generation boundary (its {MARKER} marker is missing or does not fit){hint}"
-        )
+        raise ConfigError(f"{resume} is no complete checkpoint of a generation boundary ({fault_of(resume)}){hint}")
     return str(resume)
+
+
+def _newest_said(directory: str | Path) -> Path | None:
+    """The newest complete checkpoint; what newer ones lack is said."""
+    faults = []
+    for folder in _newest_first(directory):
+        fault = fault_of(folder)
+        if fault is None:
+            break
+        faults.append(f"{folder.name}: {fault}")
+    else:
+        folder = None  # type: ignore[assignment]
+    if faults:
+        then = f"going on from {folder.name}" if folder is not None else "starting anew"
+        warnings.warn(
+            f"{directory}: {then}, because a newer checkpoint does not count ({'; '.join(faults)})", stacklevel=4
+        )
+    return folder
 
 
 def _bare(folder: Path) -> str:

@@ -6,15 +6,19 @@ learned is not in its checkpoints. Here a checkpoint counts only at a generation
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from accelerate.utils import broadcast_object_list
+from transformers.trainer_utils import TrainOutput
 from trl import GRPOTrainer
 
 from guerdon.engines.trl import checkpoint
+from guerdon.errors import BusyError, GuerdonError
+from guerdon.folders.lock import hold_folder
 from guerdon.interrupt import Interrupt
 
 
@@ -30,6 +34,7 @@ class ResumableTrainer(GRPOTrainer):
             saved at the generation boundary) or "failed" (nothing could be trained; a checkpoint was saved where there was a step to save).
         failure: why it failed, in words; None otherwise.
         interrupt: whether somebody asked to stop.
+        identity: what the run is made of, as `describe` gives it; a checkpoint of another is not resumed.
     """
 
     # What `transformers` types too widely for this trainer.
@@ -40,11 +45,12 @@ class ResumableTrainer(GRPOTrainer):
         self.status = "ready"
         self.failure: str | None = None
         self.interrupt = Interrupt()
+        self.identity: dict[str, Any] = getattr(self, "identity", {})
         self._use_cache = getattr(getattr(model, "config", None), "use_cache", True)
         super().__init__(model=model, **options)
 
     def run_state(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside weights and optimiser; picklable."""
+        """What a checkpoint must hold beside weights and optimiser: data, see `state_file`."""
         return {}
 
     def load_run_state(self, state: dict[str, Any]) -> None:
@@ -55,7 +61,13 @@ class ResumableTrainer(GRPOTrainer):
 
         Ctrl-C, TERM and HUP save at the next generation boundary and return (`status` = "interrupted"); a second Ctrl-C stops at once.
         """
+        with self._held():
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: bool | str | None, *args: Any, **kwargs: Any) -> TrainOutput:
         resume = checkpoint.resolve_resume(resume_from_checkpoint, self.args.output_dir)
+        if resume is not None:
+            checkpoint.check_run(resume, self.identity)
         self.status, self.failure = "running", None
         with self.interrupt:
             try:
@@ -70,6 +82,34 @@ class ResumableTrainer(GRPOTrainer):
         self.failure = None if stopped else self.failure or self.final_failure()
         self.status = "interrupted" if stopped else "failed" if self.failure else "finished"
         return output
+
+    def places(self) -> list[Path]:
+        """The folders that a run writes: held for as long as it trains."""
+        return [Path(self.args.output_dir)]
+
+    def claim_places(self) -> None:
+        """Refuse to write over what no run wrote. On the main process."""
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """One writer: the main process holds the folders, and every rank hears of it when it cannot."""
+        problem: Exception | None = None
+        with ExitStack() as held:
+            if self.accelerator.is_main_process:
+                try:
+                    for place in self.places():
+                        held.enter_context(hold_folder(place))
+                    self.claim_places()
+                except (GuerdonError, OSError) as error:
+                    problem = error
+            if self.accelerator.num_processes > 1:
+                said = [None if problem is None else str(problem)]
+                broadcast_object_list(said)
+                if problem is None and said[0] is not None:
+                    problem = BusyError(said[0])
+            if problem is not None:
+                raise problem
+            yield
 
     def final_failure(self) -> str | None:
         """Why a run that ended by itself is not finished, or None."""
@@ -99,7 +139,7 @@ class ResumableTrainer(GRPOTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{checkpoint.PREFIX}{self.state.global_step}"
         if self.args.should_save:
-            checkpoint.begin(folder, self.run_state() | {"step": self.state.global_step})
+            before = checkpoint.begin(folder, self.run_state() | {"step": self.state.global_step}, self.identity)
         # Older checkpoints go only when this one is complete: a kill in between must leave one to resume from.
         keep, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -108,12 +148,9 @@ class ResumableTrainer(GRPOTrainer):
             self.args.save_total_limit = keep
         self.accelerator.wait_for_everyone()
         if self.args.should_save and self.at_boundary():
-            checkpoint.finish(folder, self.state.global_step)
-            if keep is not None:
-                best = self.state.best_model_checkpoint
-                rotate_checkpoints(
-                    os.fspath(folder.parent), save_total_limit=keep, best_model_checkpoint=best, use_mtime=True
-                )
+            checkpoint.finish(folder, self.state.global_step, before)
+            if keep is not None and keep > 0:
+                checkpoint.rotate(folder.parent, keep, protected=self.state.best_model_checkpoint)
 
     def _load_optimizer_and_scheduler(self, folder: Any) -> None:
         super()._load_optimizer_and_scheduler(folder)

@@ -26,9 +26,12 @@ from guerdon.engines.trl.health import Health
 from guerdon.engines.trl.initial import plain_init
 from guerdon.engines.trl.instruments import Instruments
 from guerdon.engines.trl.resumable import ResumableTrainer
+from guerdon.engines.trl.run_identity import identity_of_run
 from guerdon.engines.trl.runlog import ROLLOUTS, RolloutLog, RunLog, generation_metrics, mean_std, rollout_records
+from guerdon.engines.trl.state_file import check_state
 from guerdon.engines.trl.together import together_sampler
 from guerdon.errors import CapabilityError, ChainError
+from guerdon.folders.claim import claim
 from guerdon.lm.load import refuse_other_models
 from guerdon.lm.ranks import once
 from guerdon.parts import asked_of
@@ -103,6 +106,9 @@ class CreditTrainer(ResumableTrainer):
         compat.warn_about_temperature(system, args)
         compat.warn_about_checkpoints(args)
         compat.check_data(train_dataset, args)
+        self.identity = identity_of_run(
+            model, system, args, data=train_dataset, eval_data=eval_dataset, peft=peft_config, truth=truth, monitors=monitors, options=trl_options
+        )  # fmt: skip
         self.system, self.truth, self.monitors = system, truth, list(monitors)
         self.rollout_log = rollout_log or RolloutLog()
         self.health = Health(stop_when_failed, stop_when_flat, trains_anyway=bool(system.objectives))
@@ -405,6 +411,13 @@ class CreditTrainer(ResumableTrainer):
         if step == self.hooks.first_step and step < self.state.max_steps:
             return f"no step was taken: {limit('no_data', step=step, steps=self.state.max_steps, prompts=compat.prompts_needed(self.args))}"
         return self.health.at_the_end()
+
+    def places(self) -> list[Path]:
+        return [self.run_log.folder, *super().places()]
+
+    def claim_places(self) -> None:
+        claim(self.run_log.folder, "trainer")
+        check_state(self.system.state_dict())
 
     def own_sampler(self, dataset: Any) -> Any:
         return together_sampler(self, dataset)
