@@ -18,15 +18,15 @@ R1 = "<think>t</think><answer>a</answer>"
 
 
 class Counting:
-    """A row signal that gives a number for each completion and remembers what it was asked."""
+    """A row signal that gives a number for each completion and remembers which completions it has seen."""
 
     scope, level = "row", "sequence"
 
     def __init__(self, values: dict[str, float]) -> None:
-        self.values, self.asked = values, []
+        self.values, self.seen = values, []
 
     def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
-        self.asked += rollouts.completions
+        self.seen += rollouts.completions
         values = [self.values[text] for text in rollouts.completions]
         return Rewards.sequence(values, rollouts, {i: "time-out" for i, v in enumerate(values) if v != v})
 
@@ -50,7 +50,7 @@ def parts() -> dict[str, Counting]:
 def test_the_model_scores_open_rows_only_and_the_verifier_verifiable_ones() -> None:
     given = parts()
     scores = systems.hybrid_multi_aspect(**given, preset="hybrid")(batch())
-    assert given["verifier"].asked == ["2", "3"] and given["rm"].asked == ["red", "blue"]
+    assert given["verifier"].seen == ["2", "3"] and given["rm"].seen == ["red", "blue"]
     assert scores.reward.tolist() == pytest.approx([1.0, 0.0, 0.8, 0.3])
     assert scores.raw["accuracy.rule"].mask[:, 0].tolist() == [True, True, False, False]
 
@@ -64,8 +64,8 @@ def test_all_verifiable_all_open_and_the_single_arms() -> None:
     ):
         given = parts()
         systems.hybrid_multi_aspect(**given, **{"preset": "hybrid", **options})(batch())
-        assert {name for name, part in given.items() if part.asked} == set(asked)
-        assert all(len(given[name].asked) == 4 for name in asked)
+        assert {name for name, part in given.items() if part.seen} == set(asked)
+        assert all(len(given[name].seen) == 4 for name in asked)
 
 
 def test_the_total_is_the_weighted_sum_of_its_components() -> None:
@@ -126,7 +126,7 @@ def test_a_cut_completion_has_no_accuracy_no_format_and_no_merit_in_length() -> 
     )
     verifier = Counting({good: 1.0, f"{R1} 2": 1.0, R1: 0.0, "x": 0.0})
     scores = systems.hybrid_multi_aspect(verifier=verifier, verifiable=True)(rollouts)
-    assert f"{R1} 2" not in verifier.asked, "nobody pays for verifying what was cut"
+    assert f"{R1} 2" not in verifier.seen, "nobody pays for verifying what was cut"
     assert scores.reward.tolist() == pytest.approx([2.0, -0.5, 1.0, 0.0])
     kept = systems.hybrid_multi_aspect(verifier=verifier, verifiable=True, fail_truncated=False)(rollouts)
     assert kept.reward[1].item() == 2.0
