@@ -39,10 +39,16 @@ def asked_of(part: object) -> str:
     A part says so itself (`asked`: also "rows", its own rows on each rank where the engine can, else once). One that says nothing is
     asked once where it holds a model behind an endpoint: those answers cost money, and may differ from rank to rank.
     """
-    said = getattr(part, "asked", None)
+    said = declared_asked(part)
     if said is None:
         return "once" if _holds_chat(part, 3) else "everywhere"
-    return "once" if said == "rows" else str(said)
+    return "once" if said == "rows" else said
+
+
+def declared_asked(part: object) -> str | None:
+    """A part's own word on where it is called. An attribute of that name that is no text is the part's own business."""
+    said = getattr(part, "asked", None)
+    return said if isinstance(said, str) else None
 
 
 def _holds_chat(part: object, depth: int) -> bool:
@@ -136,7 +142,7 @@ def check_given(given: Any, where: str) -> None:
 
 def check_declarations(part: object, where: str) -> None:
     """Raise ChainError for a misspelt declaration that the part does not have in its right form: `scopes`, `need`, `centers`."""
-    asked = getattr(part, "asked", None)
+    asked = declared_asked(part)
     if asked is not None and asked not in ASKED:
         raise ChainError(f"{where} {_shown(part)} has asked={asked!r}: use one of {', '.join(ASKED)}")
     own = _own_attributes(part)

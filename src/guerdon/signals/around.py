@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from guerdon.errors import ConfigError, DataError
+from guerdon.parts import declared_asked
 from guerdon.rewards import Rewards, Scored, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.held import Held, held_by
@@ -183,7 +184,7 @@ class Route:
         self.names = {name: name for name in routes} if names is None else dict(names)
         self.scope: Scope = max((scope_of(signal) for signal in routes.values()), key=SCOPES.index)
         self.needs = frozenset().union(*(needs_of(signal) for signal in routes.values()))
-        said = {getattr(signal, "asked", None) for signal in routes.values()}
+        said = {declared_asked(signal) for signal in routes.values()}
         self.asked = next((asked for asked in ("once", "rows", "everywhere") if asked in said), None)
         self.relative = any(getattr(signal, "relative", False) for signal in routes.values())
         self.roles = tuple(dict.fromkeys(r for signal in routes.values() for r in getattr(signal, "roles", ())))
