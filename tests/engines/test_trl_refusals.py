@@ -16,7 +16,7 @@ from engine_kit import (
     token_system,
 )
 
-from guerdon.engines.trl import CreditTrainer, Evaluator, compat
+from guerdon.engines.trl import CreditTrainer, compat
 from guerdon.errors import CapabilityError, ConfigError
 from guerdon.system import Model
 
@@ -124,16 +124,27 @@ def test_systems_that_cannot_train_here_are_refused(config: Any) -> None:
     )
 
 
-def test_sharded_policy_signals_are_refused() -> None:
+def test_what_a_sharded_policy_cannot_do_is_refused() -> None:
     sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
-    with pytest.raises(CapabilityError, match="deadlock"):
-        compat.check_sharding(sharded, plain_system(Needy(roles=("policy",))))
     compat.check_sharding(sharded, plain_system())
-    for needs in (("logprobs.old",), ("logprobs.reference",), ("policy.generate",)):  # pure, clip_delta, ...
-        with pytest.raises(CapabilityError, match=f"{needs[0]}.*ZeRO stage 1 or 2"):
-            compat.check_sharding(sharded, plain_system(Needy(*needs)))
-    own = dataclasses.replace(plain_system(Needy("logprobs.reference")), models={"reference": Model("somewhere")})
-    compat.check_sharding(sharded, own)  # every rank has the named model whole
+    for needs in (
+        ("logprobs.old",),
+        ("logprobs.reference",),
+        ("policy",),
+    ):  # pure, clip_delta, rlpr: ranks read it together
+        compat.check_sharding(sharded, plain_system(Needy(*needs, roles=("policy",))))
+    with pytest.raises(CapabilityError, match=r"samples from it.*ZeRO stage 1 or 2"):
+        compat.check_sharding(sharded, plain_system(Needy("policy", "policy.generate")))
+    asked = Needy("policy", roles=("policy",))
+    asked.asked = "once"  # type: ignore[attr-defined]
+    with pytest.raises(CapabilityError, match="asked on one rank"):
+        compat.check_sharding(sharded, plain_system(asked))
+    objective = dataclasses.replace(plain_system(), objectives=[Needy("policy", roles=("policy",))])
+    with pytest.raises(CapabilityError, match="with gradients"):
+        compat.check_sharding(sharded, objective)
+    moving = dataclasses.replace(plain_system(), models={"slow": Model("policy", "ema")})
+    with pytest.raises(CapabilityError, match="averages whole weights"):
+        compat.check_sharding(sharded, moving)
 
 
 @pytest.mark.parametrize("how", ["plugin", "config", "arguments"])
@@ -152,32 +163,27 @@ def test_only_stage_three_shards_the_weights(stage: int, how: str, tmp_path: Pat
         accelerator=SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin)),
         args=SimpleNamespace(deepspeed=str(path) if how == "arguments" else None),
     )
-    needy = plain_system(Needy("logprobs.old"))
+    needy = plain_system(Needy("policy", "policy.generate"))
     if stage == 3:
-        with pytest.raises(CapabilityError, match="deadlock"):
+        with pytest.raises(CapabilityError, match="no rank has the policy whole"):
             compat.check_sharding(trainer, needy)
     else:
         compat.check_sharding(trainer, needy)
 
 
-def test_published_systems_that_run_the_policy_are_known() -> None:
-    from guerdon.systems import clip_delta, pure
+def test_published_systems_that_do_more_than_read_the_policy_are_known() -> None:
+    from guerdon.systems import clip_delta, laser, likelihood, nover, p2s, pure, rlpr, sar
 
     sharded = SimpleNamespace(is_fsdp_enabled=True, is_deepspeed_enabled=False)
-    for system in (pure(prm="nowhere", kl_coef=0.01), clip_delta(prm="nowhere", verifier=Letters(), kl_coef=0.01)):
-        with pytest.raises(CapabilityError, match="logprobs"):
+    reading = (
+        pure(prm="nowhere", kl_coef=0.01), clip_delta(prm="nowhere", verifier=Letters(), kl_coef=0.01), rlpr(),
+        sar(verifier=Letters()),
+    )  # fmt: skip
+    for system in reading:
+        compat.check_sharding(sharded, system)
+    for system in (laser(verifier=Letters()), likelihood(), nover(), p2s()):
+        with pytest.raises(CapabilityError, match="no rank has the policy whole"):
             compat.check_sharding(sharded, system)
-
-
-def test_the_evaluators_kl_is_refused_where_the_policy_is_sharded(
-    policy_path: str, config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    system = plain_system()
-    trainer = CreditTrainer(policy_path, system, config(), dataset())
-    monkeypatch.setattr(trainer, "is_fsdp_enabled", True)
-    with pytest.raises(CapabilityError, match="kl=False"):
-        Evaluator(dataset(), None, system).attach(trainer)
-    Evaluator(dataset(), None, system, kl=False).attach(trainer)
 
 
 def test_another_trl_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

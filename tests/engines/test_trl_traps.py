@@ -13,7 +13,7 @@
 | 9 | list-valued advantages crash the table | test_completions_table_with_token_credit |
 | 10 | half-written checkpoints, mid-cycle resume, Ctrl-C | test_trl_resume; test_refused_arguments |
 | 11 | dead arguments, environment rewards | test_refused_arguments, test_environment_rewards_are_refused |
-| 12 | sharded models and uneven forwards | test_sharded_policy_signals_are_refused |
+| 12 | sharded models and uneven forwards | test_what_a_sharded_policy_cannot_do_is_refused; tests/engines/test_sharded.py |
 | 13 | multi-turn through rollout_func | test_rollout_func_with_tool_tokens |
 | 14 | two views of one question | test_trl_together |
 | 15 | DPO | test_refused_arguments (DPOConfig) |

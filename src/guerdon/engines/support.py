@@ -67,10 +67,8 @@ TRL_LIMITS = {
     "few_prompts": "the data has {have} prompt(s) and a generation batch holds {need} different ones, so that not one batch would be sampled: "
     "give more data, or lower generation_batch_size / num_generations (per_device_train_batch_size, gradient_accumulation_steps, steps_per_generation)",
     "prompt_column": "the data has no column 'prompt' (it has: {have}){hint}",
-    "sharded_policy": "signals that run the policy ({needs}) need the same number of forwards on every rank under FSDP or ZeRO-3 and would deadlock; "
-    "use DDP or ZeRO stage 1 or 2, or a system without them",
-    "sharded_evaluator": "Evaluator(kl=True) runs the policy beside TRL, which deadlocks under FSDP or ZeRO-3: give it kl=False (TRL's own kl is in the log with beta > 0), "
-    "or use DDP or ZeRO stage 1 or 2",
+    "sharded_policy": "{part} {problem}, and under FSDP or ZeRO-3 no rank has the policy whole (ranks can read it together, and nothing more): use DDP or "
+    "ZeRO stage 1 or 2, or a system without it",
     "role": "{part} asks for a model by the role {role!r}, and the system names none: System(models={{{role!r}: Model('path or hub id')}})",
     "refresh": "models[{role!r}] has refresh={refresh!r}; this engine keeps models frozen, copies them at the start of a phase, or moves them with the policy (ema, every:N)",
     "moving_adapter": "models[{role!r}] has refresh={refresh!r} and the policy is trained by an adapter: an average of adapters is not the adapter of an average; train all weights",

@@ -8,8 +8,8 @@ Where the architecture allows, only the backbone runs over all positions and the
 (vocabulary-sized tensors are what fills memory). Whether it is allowed is tried on the model itself, once, on four tokens:
 models that scale or cap their logits after the head fail the trial and take the way of full logits.
 
-Left out: sequence parallelism, FSDP/ZeRO-3 (ranks would need equal numbers of forwards, see docs). Sharing what sequences
-have in common is `shared.SharedForward`, another `Forward.states`.
+Left out: sequence parallelism. Sharded models (FSDP, ZeRO-3) run whole, inside `in_step.in_step`. Sharing what sequences have in
+common is `shared.SharedForward`, another `Forward.states`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from guerdon.lm.checkpointing import checkpointed_layers
+from guerdon.lm.in_step import is_sharded
 
 POSITIONS = 1024  # whose logits exist at once
 CPU_LOGITS = 32 << 20  # bytes of logits at once on a CPU
@@ -150,6 +151,10 @@ class Parts:
 
 def take_apart(model: nn.Module) -> Parts:
     """Find backbone and head, and try on four tokens whether head(backbone(ids)) is what the model itself says."""
+    if is_sharded(model):  # only its outermost module gathers weights, and it does so in one forward
+        inside, _ = _unwrapped(getattr(model, "module", model))
+        keeps = "logits_to_keep" in inspect.signature(type(inside).forward).parameters
+        return Parts(model, None, None, model, keeps)
     inner, prompt_learning = _unwrapped(model)
     # A trainer may have replaced `forward` on the instance by a closure over another model (a deep copy then answers with
     # the ORIGINAL's logits). The class's own forward is the truth, except where accelerate put device hooks.

@@ -90,6 +90,12 @@ class LocalModel:
         self.max_tokens = max_tokens
         self.chunk = chunk
 
+    def replace_model(self, model: Any) -> None:
+        """Read from another module that has the same weights: a trainer has wrapped the one that was here."""
+        self.model = model
+        for name in ("forward", "head"):
+            self.__dict__.pop(name, None)
+
     def reading(self, *, use_cache: bool = False, grad: bool = False) -> AbstractContextManager[None]:
         """The state in which the model may be read, see `forward.instrument`. Every forward of this model runs inside one."""
         return instrument(self.model, use_cache=use_cache, grad=grad)

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from guerdon.lm.in_step import settle
+
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 _alone: ContextVar[bool] = ContextVar("alone", default=False)  # inside `once`, where the other ranks only wait
@@ -24,8 +26,10 @@ def shared_work(items: Sequence[Item], work: Callable[[Sequence[Item], int], Seq
     if not _several() or _alone.get():
         return list(work(items, 0))
     ranks, rank = dist.get_world_size(), dist.get_rank()
+    done = list(work(items[rank::ranks], rank))
+    settle()
     parts: list[list[Done]] = [[] for _ in range(ranks)]
-    dist.all_gather_object(parts, list(work(items[rank::ranks], rank)))
+    dist.all_gather_object(parts, done)
     return [parts[i % ranks][i // ranks] for i in range(len(items))]
 
 
@@ -36,6 +40,7 @@ def once(work: Callable[[], Done]) -> Done:
     """
     if not _several() or _alone.get():
         return work()
+    settle()
     outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         token = _alone.set(True)

@@ -15,7 +15,7 @@ long. A model that fails (flash attention, recurrent layers, ALiBi), or whose at
 takes the padded path, with one warning for its class that says why; `ran` and `why` say it for every call. If padding changes
 its states too (left-padded recurrent models), sequences run one by one ("loop").
 
-Left out: window masks of our own (windows are laid over tree positions by no model), FSDP/ZeRO-3 as in `forward`.
+Left out: window masks of our own (windows are laid over tree positions by no model).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from guerdon.errors import ConfigError
 from guerdon.lm.checkpointing import computes_twice
 from guerdon.lm.forward import Forward, microbatches, pad_ids, positions_of
+from guerdon.lm.in_step import OtherRankFailed
 from guerdon.lm.packing import Costs, Group, Packed, plan
 from guerdon.lm.support import (
     SMALL,
@@ -202,7 +203,7 @@ class SharedForward(Forward):
                 continue
             try:
                 found = by_sequence(run(), wanted)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, OtherRankFailed):
                 raise
             except Exception as error:  # whatever a model does with inputs it does not know: it is a refusal, and told
                 support.refused[path] = f"a trial ended in {type(error).__name__}: {str(error)[:200]}"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from guerdon.errors import ShapeError
+from guerdon.lm.in_step import settle
 from guerdon.lm.offsets import decode_offsets_batch
 from guerdon.rewards import Reasons, Rewards, Scores
 from guerdon.rollouts import Clock, Rollouts, concat_rollouts
@@ -186,6 +187,7 @@ def _joined_texts(parts: Sequence[Scores]) -> dict[str, list[Any]]:
 def _gather(part: Any) -> list[Any]:
     from accelerate.utils import gather_object
 
+    settle()
     return gather_object([part])
 
 

@@ -298,27 +298,30 @@ def zero_stage(trainer: Any) -> int | None:
 
 
 def check_sharding(trainer: Any, system: System) -> None:
-    """Token-budget micro-batches give ranks unequal numbers of forwards, which sharded models cannot survive."""
+    """What a policy whose weights are spread over the ranks cannot do. Reading it without gradients it can (`guerdon.lm.in_step`)."""
     if not is_sharded(trainer):
         return
     for role, model in system.models.items():
         if model.moves:
             raise CapabilityError(f"{system.name}: {limit('moving_sharded', role=role, refresh=model.refresh)}")
-    if needs := policy_forwards(system):
-        raise CapabilityError(f"{system.name}: {limit('sharded_policy', needs=', '.join(needs))}")
+    for part in system.parts():
+        if problem := _beyond_reading(part, system):
+            raise CapabilityError(f"{system.name}: {limit('sharded_policy', part=repr(part), problem=problem)}")
 
 
-def policy_forwards(system: System) -> list[str]:
-    """What makes this engine run the policy's weights beside TRL: needs of the parts, and the roles they ask for.
-
-    Log-probabilities of a role are the policy's own forwards, or those of a reference that is sharded with it, unless the system
-    names another model for the role.
-    """
-    needs = [need for need in system.needs if need.partition(".")[0] == "policy"]
-    needs += [n for n in system.needs if n.startswith("logprobs.") and n.partition(".")[2] not in system.models]
-    roles = {role for part in system.parts() for role in model_roles(part)}
-    needs += [role for role in ("policy", "reference") if role in roles and role not in system.models]
-    return sorted(dict.fromkeys(needs))
+def _beyond_reading(part: object, system: System) -> str:
+    """What a part does with the policy that a sharded one cannot: more than to be read by all ranks together."""
+    needs = {need for need in getattr(part, "needs", ()) if need.partition(".")[0] == "policy"}
+    reads = needs or {"policy", "reference"} & set(model_roles(part)) - set(system.models)
+    if "policy.generate" in needs:
+        return "samples from it outside of the trainer's own generation"
+    if part in system.objectives and reads:
+        return "runs it with gradients beside the trainer's own forward"
+    if getattr(part, "writes", ()):
+        return "reads its weights"
+    if getattr(part, "asked", None) == "once" and reads:
+        return "is asked on one rank, where the others must run along"
+    return ""
 
 
 def credit_warnings(args: Any, advantages: torch.Tensor, mask: torch.Tensor) -> list[str]:

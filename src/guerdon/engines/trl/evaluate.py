@@ -21,9 +21,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from guerdon.engines.support import limit
 from guerdon.engines.trl import batch as B
-from guerdon.engines.trl.compat import is_sharded
 from guerdon.engines.trl.instruments import completion_logprobs
 from guerdon.engines.trl.runlog import EVAL, ROLLOUTS, rollout_records
 from guerdon.engines.trl.together import column_of, together_column, units_of
@@ -102,8 +100,6 @@ class Evaluator(TrainerCallback):
             raise ConfigError(
                 f"the evaluator measures {self.system.name!r} and the trainer trains {trainer.system.name!r}: give both the same System object"
             )
-        if self.kl and is_sharded(trainer):
-            raise CapabilityError(limit("sharded_evaluator"))
         self._trainer = trainer
         column = together_column(self.system)
         if column is not None:
@@ -247,12 +243,13 @@ class Evaluator(TrainerCallback):
         temperature = self.temperature or trainer.temperature
         old = rollouts.logprobs.get("old")
         known = old is not None and old.temperature == temperature
-        policy = (
-            old.values
-            if known and old is not None
-            else completion_logprobs(trainer.instruments.policy, rollouts, temperature)
-        )
-        initial = completion_logprobs(self._initial, rollouts, temperature)
+        with trainer.instruments.in_step():
+            policy = (
+                old.values
+                if known and old is not None
+                else completion_logprobs(trainer.instruments.policy, rollouts, temperature)
+            )
+            initial = completion_logprobs(self._initial, rollouts, temperature)
         mask = rollouts.policy_mask
         return estimate(((policy - initial) * mask).sum(1), self._prompt_of(rollouts), mask.sum(1).float())
 

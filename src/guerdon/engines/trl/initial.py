@@ -94,6 +94,11 @@ class InitialPolicy:
         self._copy: Any = frozen_copy(policy) if alone and not isinstance(policy, str | Path) else None
         self._instrument: LocalModel | None = None
 
+    @property
+    def made(self) -> LocalModel | None:
+        """The instrument, where somebody has asked for it."""
+        return self._instrument
+
     def is_policy(self, source: Any) -> bool:
         """Whether a source names the policy's own starting point."""
         return (

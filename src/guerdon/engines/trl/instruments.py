@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from guerdon.engines.trl.compat import is_sharded
 from guerdon.engines.trl.initial import InitialPolicy, frozen_copy, load_like_policy, weights_dtype
 from guerdon.engines.trl.moving import Moving
 from guerdon.errors import ConfigError, DataError
 from guerdon.lm.forward import instrument, mixed_precision
+from guerdon.lm.in_step import in_step
 from guerdon.lm.local import LocalModel
 from guerdon.lm.vocabulary import VocabularyCheck, tokenizer_difference
 from guerdon.rollouts import LogProbs, Rollouts
@@ -199,6 +201,21 @@ class Instruments:
         """The live policy fit for sampling: eval mode, checkpointing off, cache on; no gradients."""
         return self._precisely(instrument(self.policy.model, use_cache=True))
 
+    def in_step(self) -> AbstractContextManager[Any]:
+        """Where ranks read models: equally many forwards of each sharded one. Nothing where none is sharded."""
+        trainer = self._trainer
+        if not is_sharded(trainer):
+            return nullcontext()
+        wrapped = [getattr(trainer, "model_wrapped", None) or trainer.model, trainer.ref_model]
+        models = [model for model in wrapped if model is not None]
+        live = [self.policy, *([self._reference] if self._reference is not None else []), self.initial.made]
+        for instrument_ in live:  # training wraps what the trainer was given
+            if instrument_ is not None and instrument_.model is not models[0]:
+                kept = trainer.ref_model is not None and _inner(instrument_.model) is _inner(trainer.ref_model)
+                if kept or _inner(instrument_.model) is _inner(models[0]):
+                    instrument_.replace_model(trainer.ref_model if kept else models[0])
+        return in_step(models)
+
     def learning(self) -> AbstractContextManager[None]:
         """Where objectives run: the policy as the trainer has it, instruments under the trainer's autocast."""
         return mixed_precision(self.autocast)
@@ -220,3 +237,10 @@ class Instruments:
             model = self.policy if role == "old" else self.by_role[role]
             found[role] = LogProbs(completion_logprobs(model, rollouts, temperature), temperature)
         return replace(rollouts, logprobs=found)
+
+
+def _inner(model: Any) -> Any:
+    """The module inside wrappers of a trainer: what stays the same object when training wraps it."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module
+    return model

@@ -214,6 +214,10 @@ class CreditTrainer(ResumableTrainer):
 
     def score(self, local: Rollouts) -> tuple[Rollouts, Scores]:
         """Signals on this rank's rollouts; returns the global rollouts and their scores, the same on every rank."""
+        with self.instruments.in_step():
+            return self._score(local)
+
+    def _score(self, local: Rollouts) -> tuple[Rollouts, Scores]:
         clock, processes, rank = local.clock, self.accelerator.num_processes, self.accelerator.process_index
         local = self._segmented(local)
         rollouts = B.gather_rollouts(local, processes)
@@ -233,7 +237,8 @@ class CreditTrainer(ResumableTrainer):
 
     def gathered(self, local: Rollouts) -> Rollouts:
         """The global rollouts, not scored; the same on every rank."""
-        return B.gather_rollouts(self._segmented(local), self.accelerator.num_processes)
+        with self.instruments.in_step():
+            return B.gather_rollouts(self._segmented(local), self.accelerator.num_processes)
 
     def _segmented(self, local: Rollouts) -> Rollouts:
         with self.forked(local.clock, "rows", self.accelerator.process_index):
@@ -242,7 +247,7 @@ class CreditTrainer(ResumableTrainer):
     def learn(self, rollouts: Rollouts, scores: Scores, at: UpdateAt) -> None:
         """Let the parts that learn at this point do so, on the global batch, on every rank alike."""
         if any(getattr(signal, "update_at", None) == at for signal in self.system.signals.values()):
-            with self.forked(rollouts.clock, at), self.instruments.measuring():
+            with self.forked(rollouts.clock, at), self.instruments.measuring(), self.instruments.in_step():
                 self.hooks.learned(self.system.update(rollouts, scores, at=at))
 
     def credit(self, rollouts: Rollouts, scores: Scores) -> Scores:
