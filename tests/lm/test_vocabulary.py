@@ -81,6 +81,9 @@ def test_tokenizers_are_compared_before_anything_is_sampled() -> None:
     found = tokenizer_difference(more, own)
     assert found is not None and "'<tool>'" in found and "does not have it" in found
     assert tokenizer_difference(own, word_tokenizer()) is not None
+    padded = char_tokenizer()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer_difference(padded, own) is None, "padding is never read"
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])

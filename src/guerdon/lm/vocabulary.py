@@ -92,12 +92,17 @@ class VocabularyCheck:
 def tokenizer_difference(own: Any, other: Any) -> str | None:
     """How another tokenizer's ids differ from `own`, as a sentence; None where every id of `own` is the same token there.
 
-    Sizes may differ where the other one only has more: embeddings of ids that are never used do no harm.
+    Sizes may differ where the other one only has more: embeddings of ids that are never used do no harm. The padding token may
+    be any: what is masked is never read.
     """
     if own is other or not (hasattr(own, "get_vocab") and hasattr(other, "get_vocab")):
         return None
     there = other.get_vocab()
-    different = sorted((number, token) for token, number in own.get_vocab().items() if there.get(token) != number)
+    padding = getattr(own, "pad_token", None)
+    padding = None if padding == getattr(own, "eos_token", None) else padding
+    different = sorted(
+        (number, token) for token, number in own.get_vocab().items() if there.get(token) != number and token != padding
+    )
     if not different:
         return None
     number, token = different[0]
