@@ -326,6 +326,15 @@ def test_nover_in_another_layout_asks_for_a_place_and_not_for_tags(lm):
     assert tagged.reward.tolist()[1:] == [0.0, 0.0], "no place: neither format nor rank nor efficiency"
 
 
+def test_nover_where_the_template_opens_the_reasoning(lm):
+    """The tag is in the prompt: under the default no response has it, and nothing is paid; the option scores as if it were there."""
+    texts = ["2+2=4</think><answer>4</answer>", "hm</think> <answer>5</answer>", "<think>a</think><answer>5</answer>"]
+    assert run(lm, nover(), texts[:2], ["41"] * 2).reward.tolist() == [0.0, 0.0]
+    scores = run(lm, nover(opened_by_prompt=True), texts, ["41"] * 3)
+    assert scores.raw["format"].values[:, 0].tolist() == [1.0, 1.0, 0.0]
+    assert float(scores.reward[:2].min()) > 0 and scores.reward[2] == 0.0
+
+
 def test_nover_end_to_end(lm):
     texts = ["<think>2+2=4</think><answer>4</answer>", "<think>hm</think> <answer>5</answer>", "x" + GOOD]
     scores = run(lm, nover(), texts, ["41"] * 3)

@@ -34,6 +34,7 @@ pytest.importorskip("transformers")
     [
         ("think", "<think>a b</think>\n<answer> c </answer>\n", "a b", " c "),
         ("think", " <think>a</think><answer>c</answer>", "a", "c"),
+        ("think_opened", "a b</think>\n<answer> c </answer>\n", "a b", " c "),
         ("answer", "so it is\n<answer>c</answer>", "so it is\n", "c"),
         (SUMS, RIGHT, "3+b5=8\n8+c4=12\n", "12"),
         (SUMS, "1\n#2\n", "1\n", "2\n"),

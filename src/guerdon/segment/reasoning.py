@@ -1,7 +1,7 @@
 """Where a completion reasons and where it answers, and the reasoning cut into pieces of equal token count.
 
 <think>First ... then ...</think>
-<answer>42</answer>                  layout "think", the tags of the R1 family
+<answer>42</answer>                  layout "think", the tags of the R1 family; "think_opened" where the prompt has written the <think>
 
 3+b5=8
 #8                                   ChainLayout(answer=("#", "")): the task "sums"; what has no tags has empty ones
@@ -86,7 +86,11 @@ class ChainLayout:
         return text[slice(*parsed.answer)].strip() if parsed.ok else None
 
 
-LAYOUTS = {"think": ChainLayout(("<think>", "</think>")), "answer": ChainLayout()}
+LAYOUTS = {
+    "think": ChainLayout(("<think>", "</think>")),
+    "think_opened": ChainLayout(("", "</think>")),
+    "answer": ChainLayout(),
+}
 
 
 def layout_of(layout: str | ChainLayout | Sequence[str]) -> ChainLayout:

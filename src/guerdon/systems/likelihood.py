@@ -188,6 +188,7 @@ def nover(
     splice: Any = None,
     truncated: Literal["fail", "score"] = "fail",
     max_tokens: int | None = None,
+    opened_by_prompt: bool = False,
 ) -> System:
     """NOVER: format, rank by the proxy's perplexity, and efficiency, added up and centred on the group.
 
@@ -202,6 +203,7 @@ def nover(
         splice: where the reference goes in responses of another layout, see `SPLICES`; such responses are not asked for the layout's
             tags, but for a place where the reference can stand.
         truncated, max_tokens: as in `likelihood`.
+        opened_by_prompt: the chat template writes the <think> itself, so that none is asked of the response.
     """
     from guerdon.signals import text_signal
     from guerdon.signals.verifiable.layout import nothing_but_tags
@@ -219,7 +221,13 @@ def nover(
     )
     tags = splice is None
     form = "format" if tags else "proxy.placed"
-    signals: dict[str, Any] = {"format": text_signal(nothing_but_tags, name="nothing_but_tags")} if tags else {}
+    opening = "<think>" if opened_by_prompt else ""
+
+    def layout(text: str) -> float:
+        return 0.0 if opening and opening in text else nothing_but_tags(opening + text)
+
+    named = "nothing_but_tags" + (", <think> in the prompt" if opening else "")
+    signals: dict[str, Any] = {"format": text_signal(layout, name=named)} if tags else {}
     signals |= {
         "proxy": proxy,
         "rank": RankInGroup("proxy.perplexity", valid=form),

@@ -79,7 +79,8 @@ def p2s(
     Args:
         verifier: the outcome, a sequence signal; None = ROUGE-1 F1 of the answer, as the paper's GRPO baseline.
         reference: the data column with the reference answer.
-        layout: where a completion reasons and answers: "think", "answer", four texts, or a `ChainLayout`.
+        layout: where a completion reasons and answers: "think", "think_opened" (the chat template writes the <think>), "answer", four texts,
+            or a `ChainLayout`.
         gold: a data column with gold chains (`guerdon.io.chains` writes one); None = synthesised by the policy at every step.
         candidates: K chains for a question (ours).
         hint: what the synthesis adds to the prompt, see `signals.likelihood.gold_chain.hinted` (ours); "" = the question alone.
