@@ -73,7 +73,13 @@ def step_rollouts(delimiter="\n\n", steps=STEPS, prompt=QUESTION):
 def test_qwen_math_prm_reads_its_two_layer_head_at_extra_0(tmp_path):
     tokenizer = real_tokenizer("qwen")
     base = tiny(transformers.Qwen2Config, tokenizer, transformers.Qwen2ForCausalLM)
-    path = saved(base, tokenizer, tmp_path, architectures=["Qwen2ForProcessRewardModel"], num_labels=2)
+    remote = {
+        "AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig",
+        "AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel",
+    }
+    path = saved(
+        base, tokenizer, tmp_path, architectures=["Qwen2ForProcessRewardModel"], num_labels=2, auto_map=remote
+    )  # the published folder names code of its own, which is not there and not wanted
     torch.manual_seed(1)
     head = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 2))
     add_weights(path, {f"score.{key}": value for key, value in head.state_dict().items()})

@@ -148,7 +148,8 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, ask: bool =
     """A conversation as the tokenizer's chat template writes it; `ask` = with the prompt for an answer."""
     if getattr(tokenizer, "chat_template", None) is None:
         raise ConfigError(
-            "this reward model is read through a chat template and its tokenizer has none: use the tokenizer published with it"
+            "this reward model is read through a chat template and its tokenizer has none: use the tokenizer published with it, set its "
+            "chat_template, or give prompts as texts"
         )
     return render_chat(tokenizer, messages, ask=ask, owner="the reward model's tokenizer")
 
