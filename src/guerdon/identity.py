@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from guerdon.labels import changed_fields
+from guerdon.labels import changed_fields, shown
 from guerdon.redact import SECRET, without_credentials
 
 
@@ -42,7 +42,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 HARMLESS = _words(
-    "backoff_s batch_size concurrency device max_backoff_s max_retry_after_s memory_mb retries timeout_s workers"
+    "backoff_s base_url batch_size concurrency device kept max_backoff_s max_retry_after_s memory_mb retries timeout_s workers"
 )
 _LIBRARIES = _words(
     "accelerate bm25s datasets diskcache filelock guerdon httpx jinja2 math_verify numpy openai pandas "
@@ -58,9 +58,14 @@ _LONG = 200  # longer texts and lists are kept as a digest
 _SAMPLED = 1 << 22  # elements of a tensor that are hashed
 
 
-def describe(value: Any) -> Any:
-    """A value as JSON data: equal for equal settings and code, in every process of one Python version."""
-    return _Describer().of(value)
+def describe(value: Any, *, trust_repr: bool = False) -> Any:
+    """A value as JSON data: equal for equal settings and code, in every process of one Python version.
+
+    Args:
+        value: anything.
+        trust_repr: an object of the caller's that has a `__repr__` of its own says its plain options there; others are not looked at.
+    """
+    return _Describer(trust_repr).of(value)
 
 
 def differences(then: Any, now: Any, *, same_python: bool = True) -> list[str]:
@@ -105,8 +110,9 @@ def digest(value: Any) -> str:
 class _Describer:
     """Describes values; remembers what it is inside of, because functions and objects may refer to themselves."""
 
-    def __init__(self) -> None:
+    def __init__(self, trust_repr: bool = False) -> None:
         self._inside: set[int] = set()
+        self._trust_repr = trust_repr
 
     def of(self, value: Any) -> Any:
         if value is None or (isinstance(value, bool | int) and not isinstance(value, enum.Enum)):
@@ -240,6 +246,9 @@ class _Describer:
             items, place = dict(getattr(value, "__dict__", {})), "attributes"
         state = _state_of(kind)
         kept = {name: item for name, item in items.items() if name not in state and _counts(name, item)}
+        if self._trust_repr and not library and kind.__repr__ is not object.__repr__:
+            described["shown"] = shown(value)
+            kept = {name: item for name, item in kept.items() if callable(item)}
         return described | ({place: {name: self.of(item) for name, item in kept.items()}} if kept else {})
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from guerdon import Rewards, Rollouts
 from guerdon.errors import ConfigError, DataError, ShapeError
-from guerdon.io.score import state_path
+from guerdon.io.output import state_path
 from guerdon.lm.chat import Reply, ScriptedModel
 from guerdon.objectives.simpo import simpo_loss
 from guerdon.preference import annotate_file, best_of_n_pair, draw_pair, pairwise_accuracy

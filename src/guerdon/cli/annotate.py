@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,7 @@ def annotate_command(
     device: str | None = None,
     dtype: str | None = None,
     sets: Sequence[str],
+    on_broken: Any = "raise",
     restart: bool,
     quiet: bool,
     console: Console,
@@ -63,6 +65,7 @@ def annotate_command(
             seed=seed,
             batch_size=batch_size,
             on_progress=show,
+            on_broken=on_broken,
             restart=restart,
         )
     if quiet:

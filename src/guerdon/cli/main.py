@@ -53,6 +53,10 @@ Dtype = Annotated[str | None, typer.Option(help="of models' weights: float32 | b
 Out = Annotated[str | None, typer.Option(help="folder for results")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of torch")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="also write the numbers to this file")]
+OnBroken = Annotated[
+    str,
+    typer.Option("--on-broken", help="input lines that cannot be read: raise = stop there, skip = leave out and count"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no bars, no table")]
 Restart = Annotated[bool, typer.Option("--restart", help="throw away what a run wrote there before")]
 GroupSize = Annotated[int | None, typer.Option(help="rollouts of each prompt")]
@@ -226,6 +230,7 @@ def score(
     set_: Options = None,
     device: Device = None,
     dtype: Dtype = None,
+    on_broken: OnBroken = "raise",
     restart: Restart = False,
     quiet: Quiet = False,
 ) -> None:
@@ -237,7 +242,8 @@ def score(
 
     score_command(
         source, target, reward, prompt=prompt, completion=completion, group=group, batch_size=batch_size, model=model,
-        endpoint=endpoint, tokenizer=tokenizer, device=device, dtype=dtype, sets=set_ or [], restart=restart, quiet=quiet, console=console,
+        endpoint=endpoint, tokenizer=tokenizer, device=device, dtype=dtype, sets=set_ or [],
+        on_broken=on_broken, restart=restart, quiet=quiet, console=console,
     )  # fmt: skip
 
 
@@ -263,6 +269,7 @@ def annotate(
     set_: Options = None,
     device: Device = None,
     dtype: Dtype = None,
+    on_broken: OnBroken = "raise",
     restart: Restart = False,
     quiet: Quiet = False,
 ) -> None:
@@ -275,7 +282,7 @@ def annotate(
     annotate_command(
         source, target, reward, part=part, prompt=prompt, responses=responses, completion=completion,
         length_tolerance=length_tolerance, seed=seed, batch_size=batch_size, model=model, device=device, dtype=dtype, sets=set_ or [],
-        restart=restart, quiet=quiet, console=console,
+        on_broken=on_broken, restart=restart, quiet=quiet, console=console,
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ def score_command(
     device: str | None = None,
     dtype: str | None = None,
     sets: Sequence[str],
+    on_broken: Any = "raise",
     restart: bool,
     quiet: bool,
     console: Console,
@@ -84,7 +85,8 @@ def score_command(
 
         result = score_file(
             source, target, part, name=name, prompt_column=prompt, completion_column=completion, group_column=group,
-            batch_size=batch_size, provides=provides, config=config, on_progress=show, restart=restart,
+            batch_size=batch_size, provides=provides, config=config, on_broken=on_broken, on_progress=show,
+            restart=restart,
         )  # fmt: skip
         progress.update(bar, completed=1.0)
     if quiet:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from guerdon.io import score as scoring
+from guerdon.errors import DataError
+from guerdon.io.output import output
 from guerdon.io.read import Row, read_rows
 from guerdon.io.records import group_key
-from guerdon.io.write import RowWriter
 
 Derived = tuple[list[Row], list[str]]  # output rows, and why inputs have none
 
@@ -44,6 +44,7 @@ def derive_file(
     on_broken: Literal["raise", "skip"] = "raise",
     on_progress: Callable[[int, int], None] | None = None,
     restart: bool = False,
+    refuse_empty: Callable[[int, list[str]], str] | None = None,
 ) -> DeriveResult:
     """Make a file.
 
@@ -56,31 +57,29 @@ def derive_file(
         group_column: rows next to each other with equal values stay in one batch; None = rows are on their own.
         on_broken: broken input lines: "raise", or "skip" and count.
         on_progress: called with (rows written, input records read) after each batch.
-        restart: throw away what an earlier call left.
+        restart: throw away what an earlier call made, once the first batch could be made anew.
+        refuse_empty: (inputs left out, why) -> the error where not one row came out; then nothing is left behind. None = an empty file.
 
     Raises:
         DataError: a broken line; an output made with other settings or from another input.
     """
     source, target = Path(in_path), Path(out_path)
-    state = scoring._begin(source, target, {**asked, "batch_size": batch_size}, restart)
-    resumed_at = state.rows
-    if state.status != "done":
-        reader = read_rows(source, batch_size, on_broken=on_broken, start=state.records)
-        skipped = state.skipped
-        scoring._save(state, target)  # before the output is there, so that a kill never leaves one nobody owns up to
-        writer = RowWriter(target, resume_at=state.out_bytes or None)
-        with scoring.discard_if_refused(state, target), writer:
+    with output(source, target, {**asked, "batch_size": batch_size}, restart=restart) as made:
+        state, resumed_at = made.state, made.state.rows
+        if state.status != "done":
+            reader = read_rows(source, batch_size, on_broken=on_broken, start=state.records)
+            skipped = state.skipped
             for records, rows in _batches(reader, batch_size, group_column):
-                made, why = derive(rows)
-                writer.write(made)
-                state.rows, state.records, state.out_bytes = state.rows + len(made), records, writer.position
+                derived, why = derive(rows)
+                made.write(derived)
+                state.rows, state.records = state.rows + len(derived), records
                 state.failed, state.skipped = state.failed + len(why), skipped + reader.skipped
                 state.problems = [*(state.problems or []), *why][:20]
-                scoring._save(state, target)
+                made.note()
                 if on_progress is not None:
                     on_progress(state.rows, state.records)
-        state.status = "done"
-        scoring._save(state, target)
+            if refuse_empty is not None and not state.rows and state.failed:
+                raise DataError(refuse_empty(state.failed, list(state.problems or [])))
     return DeriveResult(target, state.rows, resumed_at, state.failed, state.skipped, list(state.problems or []))
 
 

@@ -110,7 +110,9 @@ class RowReader:
 
     def _broken(self, problem: str) -> Row | None:
         if self.on_broken == "raise":
-            raise DataError(f'{problem} (on_broken="skip" leaves such lines out and counts them)')
+            raise DataError(
+                f'{problem} (--on-broken skip, in Python on_broken="skip", leaves such lines out and counts them)'
+            )
         self.skipped += 1
         if len(self.problems) < 20:
             self.problems.append(problem)

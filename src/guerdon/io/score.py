@@ -11,21 +11,18 @@ column of the same name is kept as `input_NAME`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from guerdon.errors import DataError
+from guerdon.identity import describe, digest
 from guerdon.io.columns import description, lift, notes_on, reward_columns, reward_scope, runs_chain
+from guerdon.io.output import Output, output
 from guerdon.io.read import Row, RowReader, count_rows, format_of, parquet_schema, read_rows
 from guerdon.io.records import completion_problem, group_key, rollouts_from_rows
-from guerdon.io.write import RowWriter, journal_of
 from guerdon.system import System
 
 ADDED = ("reward", "reward_level", "reward_reason")
@@ -62,32 +59,6 @@ class ScoreResult:
     notes: list[str]
 
 
-@dataclass
-class _State:
-    """What `OUT.score.json` holds."""
-
-    fingerprint: str
-    config: dict[str, Any]
-    status: str = "running"
-    rows: int = 0
-    records: int = 0  # of the input, consumed
-    out_bytes: int = 0
-    failed: int = 0
-    skipped: int = 0
-    total: float = 0.0
-    renamed: dict[str, str] | None = None
-    problems: list[str] | None = None
-
-    @property
-    def mean(self) -> float:
-        scored = self.rows - self.failed
-        return self.total / scored if scored else float("nan")
-
-
-def state_path(out_path: Path) -> Path:
-    return out_path.with_name(out_path.name + ".score.json")
-
-
 def score_file(
     in_path: str | Path,
     out_path: str | Path,
@@ -120,22 +91,28 @@ def score_file(
         config: anything that says what was asked (a command's settings); part of the fingerprint, saved beside the output.
         on_broken: broken input lines: "raise", or "skip" and count.
         on_progress: called after each batch.
-        restart: throw away what an earlier call left.
+        restart: throw away what an earlier call made, once the first batch could be made anew.
 
     Raises:
         DataError: a broken line; a column that no row has; groups that are not contiguous; an output made with other settings
             or from another input, or a file that no call of this function made.
+        BusyError: another process writes the output.
         CapabilityError: the reward needs what a file of texts cannot give.
     """
     source, target = Path(in_path), Path(out_path)
     system = reward if isinstance(reward, System) else lift(reward, name, segments)
     system.require(provides, "a file of rollouts", chain=runs_chain(system))
     columns = {"prompt": prompt_column, "completion": completion_column, "group": group_column}
-    asked = {"reward": description(system), "columns": columns, **(config or {})}
-    state = _begin(source, target, asked, restart)
-    resumed_at, notes = state.rows, notes_on(system)
-    if state.status != "done":
-        _run(source, target, system, state, columns, batch_size, on_broken, on_progress)
+    asked = {
+        "reward": description(system),
+        "reward_code": digest(describe(system, trust_repr=True)),
+        "columns": columns,
+        **(config or {}),
+    }
+    with output(source, target, asked, restart=restart) as made:
+        state, resumed_at = made.state, made.state.rows
+        if state.status != "done":
+            _run(source, made, system, columns, batch_size, on_broken, on_progress)
     return ScoreResult(
         target,
         state.rows,
@@ -145,42 +122,37 @@ def score_file(
         state.mean,
         state.renamed or {},
         state.problems or [],
-        notes,
+        notes_on(system),
     )
 
 
 def _run(
     source: Path,
-    target: Path,
+    made: Output,
     system: System,
-    state: _State,
     columns: Mapping[str, Any],
     batch_size: int,
     on_broken: Literal["raise", "skip"],
     on_progress: Callable[[ScoreProgress], None] | None,
 ) -> None:
+    state = made.state
     reader = read_rows(source, batch_size, on_broken=on_broken, start=state.records)
     skipped, problems, total = state.skipped, list(state.problems or []), count_rows(source)
-    both_parquet = format_of(source) == format_of(target) == "parquet"
-    schema = parquet_schema(source) if both_parquet else None
+    if format_of(source) == format_of(made.target) == "parquet":
+        made.schema = parquet_schema(source)
     whole_groups = reward_scope(system) != "row"
-    _save(state, target)  # before the output is there, so that a kill never leaves one that nobody owns up to
-    writer = RowWriter(target, resume_at=state.out_bytes or None, schema=schema)
-    with discard_if_refused(state, target), writer:
-        for records, rows in _batches(reader, batch_size, columns, whole_groups):
-            added = score_rows(rows, system, columns)
-            renamed = dict(state.renamed or {})
-            writer.write([_join(row, extra, renamed) for row, extra in zip(rows, added, strict=True)])
-            numbers = [extra["reward"] for extra in added if not math.isnan(extra["reward"])]
-            state.rows, state.records, state.out_bytes = state.rows + len(rows), records, writer.position
-            state.failed, state.total = state.failed + len(rows) - len(numbers), state.total + math.fsum(numbers)
-            state.skipped, state.problems, state.renamed = skipped + reader.skipped, problems + reader.problems, renamed
-            _save(state, target)
-            if on_progress is not None:
-                on_progress(ScoreProgress(state.rows, total, reader.fraction, state.failed, state.mean))
+    for records, rows in _batches(reader, batch_size, columns, whole_groups):
+        added = score_rows(rows, system, columns)
+        renamed = dict(state.renamed or {})
+        made.write([_join(row, extra, renamed) for row, extra in zip(rows, added, strict=True)])
+        numbers = [extra["reward"] for extra in added if not math.isnan(extra["reward"])]
+        state.rows, state.records = state.rows + len(rows), records
+        state.failed, state.total = state.failed + len(rows) - len(numbers), state.total + math.fsum(numbers)
+        state.skipped, state.problems, state.renamed = skipped + reader.skipped, problems + reader.problems, renamed
+        made.note()
+        if on_progress is not None:
+            on_progress(ScoreProgress(state.rows, total, reader.fraction, state.failed, state.mean))
     state.skipped, state.problems = skipped + reader.skipped, problems + reader.problems
-    state.status = "done"
-    _save(state, target)
 
 
 def score_rows(rows: list[Row], system: System, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -258,77 +230,3 @@ def _scattered(path: Path, number: int, columns: Mapping[str, Any]) -> str:
         f"{path}: the prompt of row {number + 1} was seen before, in rows that are not next to it. This reward compares the "
         "rollouts of a group: sort the file by prompt, or name the column that says which group a row belongs to"
     )
-
-
-# -- beginning and going on ------------------------------------------------------------------------------------------------
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    """The input's size and a digest of its two ends: enough to notice another file under the same name."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    size, window = path.stat().st_size, 1 << 16
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(window))
-        file.seek(max(0, size - window))
-        digest.update(file.read())
-    return {"bytes": size, "sha256_of_ends": digest.hexdigest()[:32]}
-
-
-def _begin(source: Path, target: Path, asked: dict[str, Any], restart: bool) -> _State:
-    """The state to go on from: a fresh one, or what an earlier call with the same fingerprint left."""
-    format_of(target)
-    if source.resolve() == target.resolve():
-        raise DataError(f"{source} is input and output at once; write to another file")
-    plain = json.loads(json.dumps({"input": _identity(source), **asked}, sort_keys=True, default=str))
-    fingerprint = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-    fresh, path = _State(fingerprint, plain), state_path(target)
-    left = next((file for file in (target, journal_of(target)) if file.exists()), None)
-    if restart or not (path.exists() or left):
-        discard(target)
-        return fresh
-    if not path.exists():
-        raise DataError(f"{left} is there and was not made by scoring; write to another file, or restart to replace it")
-    try:
-        old = _State(**json.loads(path.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); restart to begin anew") from error
-    if old.fingerprint != fingerprint:
-        keys = sorted(key for key in {*old.config, *plain} if old.config.get(key) != plain.get(key))
-        raise DataError(
-            f"{target} was begun with another {' and '.join(keys)}; write to another file, or restart to begin anew"
-        )
-    if old.status == "done":
-        return old if target.exists() else fresh
-    if (
-        old.out_bytes
-        and format_of(target) == "parquet"
-        and not journal_of(target).exists()
-        and count_rows(target) == old.rows
-    ):
-        return replace(old, status="done")  # killed after the file was put in place and before this was noted
-    return old if old.rows else fresh
-
-
-@contextmanager
-def discard_if_refused(state: _State, target: Path) -> Iterator[None]:
-    """Leave no file behind where it fails before a row was written, so that nothing stands in the corrected command's way."""
-    try:
-        yield
-    except BaseException:
-        if not state.rows:
-            discard(target)
-        raise
-
-
-def discard(target: Path) -> None:
-    """Remove an output, its journal and its state."""
-    for file in (state_path(target), target, journal_of(target)):
-        file.unlink(missing_ok=True)
-
-
-def _save(state: _State, target: Path) -> None:
-    path = state_path(target)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(json.dumps(vars(state), indent=1, ensure_ascii=False) + "\n")
-    scratch.replace(path)

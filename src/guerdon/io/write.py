@@ -273,7 +273,7 @@ def _journal_to_parquet(journal: Path, path: Path, hint: Any, group_rows: int = 
     """Write the batches as row groups of about `group_rows` to a temporary file, then put it in place."""
     pa, pq = require("pyarrow", extra="data"), require("pyarrow.parquet", extra="data")
     schema = _joint_schema(journal, hint)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.part")
     try:
         with pq.ParquetWriter(scratch, schema) as out:
             waiting: list[Any] = []

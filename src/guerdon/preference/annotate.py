@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 
 from guerdon.errors import ConfigError, DataError
+from guerdon.identity import describe, digest
 from guerdon.io.columns import description, lift
 from guerdon.io.derive import Derived, DeriveResult, derive_file
 from guerdon.io.read import Row
 from guerdon.io.records import group_key
-from guerdon.io.score import discard
 from guerdon.preference.pairs import draw_pair
 from guerdon.rollouts import Rollouts
 from guerdon.system import System
@@ -80,7 +80,7 @@ def annotate_file(
     """
     system = reward if isinstance(reward, System) else lift(reward, None, None)
     asked = {
-        "reward": description(system), "source": source, "length_tolerance": length_tolerance, "seed": seed,
+        "reward": description(system), "reward_code": digest(describe(system, trust_repr=True)), "source": source, "length_tolerance": length_tolerance, "seed": seed,
         "columns": [prompt_column, responses_column, completion_column],
     }  # fmt: skip
     note = Annotation(DeriveResult(Path(out_path), 0, 0, 0, 0, []))
@@ -101,15 +101,16 @@ def annotate_file(
             made.append(_pair_row(row, responses, rewards, pair, (prompt_column, responses_column, completion_column)))
         return made, why
 
+    def empty(left_out: int, problems: list[str]) -> str:
+        first = problems[0] if problems else "no reason is known"
+        return (
+            f"{in_path}: not one of {left_out} prompts gave a pair; the first: {first}. Are strong and weak the same?"
+        )
+
     note.file = derive_file(
         in_path, out_path, derive, asked=asked, batch_size=batch_size, group_column=prompt_column, on_broken=on_broken,
-        on_progress=on_progress, restart=restart,
+        on_progress=on_progress, restart=restart, refuse_empty=empty,
     )  # fmt: skip
-    if not note.file.rows and note.file.left_out:
-        discard(Path(out_path))
-        raise DataError(
-            f"{in_path}: not one of {note.file.left_out} prompts gave a pair; the first: {note.file.problems[0]}. Are strong and weak the same?"
-        )
     note.length_correlation = _correlation(note.lengths, note.rewards)
     return note
 
