@@ -88,7 +88,10 @@ class GRPOTrainer(CreditTrainer):
         defaults = GRPOConfig.__dataclass_fields__
         for name in ("scale_rewards", "reward_weights", "multi_objective_aggregation"):
             setattr(args, name, defaults[name].default)
+        options.setdefault("stop_when_flat", None)  # as TRL, which trains on when all rewards are equal
         super().__init__(model, system, args, environment_factory=environment_factory, **options)
+        signals = [signal for signal in system.signals.values() if not isinstance(signal, EnvironmentReward)]
+        self.reward_processing_classes = [signal.tokenizer for signal in signals]
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:

@@ -100,6 +100,11 @@ class RewardFunction:
         if self._model is not None:
             self._model.to(device, dtype)
 
+    @property
+    def tokenizer(self) -> Any:
+        """Of the model in the function's place, loading it; None for a function."""
+        return None if self._model is None else self._model.load()[1]
+
     def bind(self, role: str, instrument: Callable[[], Any]) -> None:
         """Take the trainer's state, as a function that gives the current one."""
         self._state = instrument
