@@ -46,3 +46,29 @@ def test_every_composition_takes_a_signal_that_answers_from_the_device(
     torch.testing.assert_close(on_cpu(scores.advantages), expected.advantages)
     torch.testing.assert_close(on_cpu(scores.reward), expected.reward, equal_nan=True)
     assert bool((expected.advantages != 0).any()) or not bool(expected.keep.any())
+
+
+def test_functions_take_spans_from_another_device() -> None:
+    """What a link may be handed outside of a System: values of a signal on the device, spans and masks of rollouts on the CPU."""
+    from guerdon.credit.confidence import expected_calibration_error
+    from guerdon.credit.placement import place_at_ends, place_on_whole
+    from guerdon.rewards import Rewards, Scores
+    from guerdon.spans import Spans
+    from guerdon.testing import on_cuda
+
+    spans = Spans.from_lists([[(0, 1), (2, 2)], [(0, 0)]], unit="token", name="steps")
+    valid, values = torch.tensor([[True] * 3, [True, False, False]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    rollouts = batch()
+    with fake_cuda() as device:
+        for place in (place_at_ends, place_on_whole):
+            assert torch.equal(on_cpu(place(on_cuda(values), spans, valid)), place(values, spans, valid))
+        rewards = Rewards(on_cuda(values), spans)
+        assert rewards.mask.device == device and rewards.row_total().tolist() == [3.0, 3.0]
+        tokens = Rewards.tokens(on_cuda(torch.ones(rollouts.mask.shape)), rollouts)
+        assert tokens.row_total().tolist() == rollouts.lengths.tolist()
+        dropped = Scores.empty(rollouts).dropping(on_cuda(torch.arange(8) < 3), "told to")
+        assert dropped.keep.tolist() == [False] * 3 + [True] * 5
+        right = on_cuda(torch.tensor([1.0, 0.0]))
+        assert expected_calibration_error(on_cuda(torch.tensor([0.2, 0.25])), right) == expected_calibration_error(
+            torch.tensor([0.2, 0.25]), torch.tensor([1.0, 0.0])
+        )

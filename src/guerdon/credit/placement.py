@@ -35,6 +35,7 @@ def place_at_ends(values: Tensor, spans: Spans, valid: Tensor) -> Tensor:
     Returns:
         [B, T].
     """
+    spans, valid = spans.to(values.device), valid.to(values.device)
     placed = values.new_zeros(valid.shape)
     if not valid.shape[1] or not values.shape[1]:
         return placed
@@ -56,6 +57,7 @@ def place_on_whole(values: Tensor, spans: Spans, valid: Tensor) -> Tensor:
     Returns:
         [B, T].
     """
+    spans, valid = spans.to(values.device), valid.to(values.device)
     if not valid.shape[1] or not values.shape[1]:
         return values.new_zeros(valid.shape)
     lives = spans.mask & (spans.end >= spans.start)
