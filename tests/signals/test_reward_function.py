@@ -128,7 +128,9 @@ def test_its_log_travels_with_the_scores_and_through_wrappers() -> None:
     scores = score(FailTruncated(RewardFunction(talkative)), cut)
     assert scores.texts == {"said": ["A", None, "CCC", "DDDD"]} and scores.logged == {"cost": 2.0}
     route = Route({"f": RewardFunction(talkative), "g": RewardFunction(talkative)}, by="way")
-    there = Rollouts.from_texts(["q"] * 4, ["a", "bb", "ccc", "dddd"], {"way": ["f", "g", "f", "g"]})
+    there = Rollouts.from_texts(
+        ["q"] * 4, ["a", "bb", "ccc", "dddd"], {"way": ["f", "g", "f", "g"]}, group_ids=[0, 1, 0, 1]
+    )
     given = route(there, Scores.empty(there))
     assert isinstance(given, Scored) and given.texts == {"said": ["A", "BB", "CCC", "DDDD"]}
     scores = System({"r": route}, [Fuse("r.f", "r.g", into="r"), *chain("r")])(there)
