@@ -1,11 +1,15 @@
 """Numeric options of systems: outside their range they are refused by name, with the value, before anything is sampled."""
 
+import inspect
+
 import pytest
 
 import guerdon
 from guerdon.errors import ConfigError
 from guerdon.options import require_range
 from guerdon.signals import Math
+from guerdon.systems import SYSTEMS, VARIANTS
+from guerdon.systems.base import builder_of
 
 NAN, INF = float("nan"), float("inf")
 
@@ -46,6 +50,23 @@ def test_numbers_outside_their_range_are_refused(builder, option, values):
     for value in values:
         with pytest.raises(ConfigError):
             builder(**{option: value})
+
+
+PARTS = {"verifier": Math(), "prm": "a/prm", "rm": "an/rm", "crm": "a/crm", "strong": "a/b", "weak": "c/d"}
+
+
+@pytest.mark.parametrize("name", [name for name in [*SYSTEMS, *VARIANTS] if name != "gdpo"])
+def test_no_system_takes_a_number_that_is_none(name):
+    """NaN passes every comparison: an option of NaN would make all advantages NaN, or none, without a word."""
+    builder = builder_of(name)
+    parameters = inspect.signature(builder).parameters
+    needed = {key: PARTS[key] for key, p in parameters.items() if p.default is p.empty}
+    for key, parameter in parameters.items():
+        if isinstance(parameter.default, float):
+            for value in (NAN, INF):
+                with pytest.raises(ConfigError):
+                    builder(**needed, **{key: value})
+                    pytest.fail(f"{name}({key}={value}) was accepted")
 
 
 def test_the_ends_of_a_range_and_off_are_fine():

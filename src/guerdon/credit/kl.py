@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guerdon.credit.link import Levels, LinkBase, planned_name, require_level, source_of
 from guerdon.errors import ChainError, ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.rewards import Scores
 from guerdon.rollouts import Rollouts
 
@@ -62,6 +62,9 @@ class KLPenalty(LinkBase):
     clamp: float | None = 10.0
 
     needs: ClassVar[frozenset[str]] = frozenset({"logprobs.old", "logprobs.reference"})
+
+    def __post_init__(self) -> None:
+        require_range(0, coef=self.coef, clamp=self.clamp)
 
     def plan(self, levels: Levels) -> Levels:
         name = planned_name(self.name, levels)

@@ -15,7 +15,7 @@ from torch import Tensor
 from guerdon.credit.groups import SingletonStats, flat_cells, group_stats, rounding
 from guerdon.credit.link import Levels, LinkBase, Singleton, StdKind, countable, planned_name, require_level, source_of
 from guerdon.errors import ChainError, ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.rewards import Rewards, Scores, total_reward
 from guerdon.rollouts import Rollouts
 
@@ -186,6 +186,7 @@ class GroupNorm(LinkBase):
     centres: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        require_range(0, eps=self.eps, flat_below=self.flat_below)
         if self.std_over == "batch":
             object.__setattr__(self, "scope", "batch")
 

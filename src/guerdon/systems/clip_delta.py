@@ -40,7 +40,7 @@ from guerdon.credit import (
     suffix_sum,
 )
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.segment import ByDelimiter
 from guerdon.spans import Spans
 from guerdon.system import Model, System
@@ -91,6 +91,9 @@ def clip_delta(
         kl_coef: per-token k1 penalty inside the reward; 0 needs no reference model.
         retokenize, convention: of a `prm` by path, see `pure`.
     """
+    require_range(0, alpha=alpha, beta=beta, step_penalty=step_penalty, kl_coef=kl_coef)
+    require_range(0, 1, gamma=gamma, lam=lam)
+    require_range(eta=eta)
     if mode not in MODES:
         raise ConfigError(f"mode={mode!r}: use one of {MODES}")
     if (mode == "or") != (orm is not None):

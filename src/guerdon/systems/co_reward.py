@@ -24,7 +24,7 @@ from torch import Tensor
 from guerdon.credit import Drop, GroupNorm, OnFailure, ToTokens, group_normalise
 from guerdon.errors import ConfigError
 from guerdon.lm.ema import CosineRate, cosine_rate, ema_update_
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.signals.agreement.answers import answer_codes, boxed_as_written
 from guerdon.signals.agreement.teacher import TeacherVote
 from guerdon.signals.agreement.vote import CrossViewVote, SameViewVote, Vote, cross_labels, majority
@@ -110,6 +110,7 @@ def co_rewarding_ii(
 
     The teacher is also the reference of the KL term, where there is one: the official script has coefficient 0.001 (in TRL beta=0.001).
     """
+    require_range(0, above=True, teacher_temperature=teacher_temperature)
     signal = TeacherVote(
         extract,
         normalise,

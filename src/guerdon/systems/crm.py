@@ -32,7 +32,7 @@ from guerdon.credit.length import WatchLength, cosine_length_reward, kimi_length
 from guerdon.credit.link import StdKind
 from guerdon.credit.schedule import Annealing, AnnealingKind, annealing
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
 from guerdon.systems.pure import _ids
@@ -70,6 +70,8 @@ def crm(
         std, eps: of the group normalisation.
         short: right completions with fewer tokens are counted in the log as suspiciously short.
     """
+    require_range(0, alpha=alpha, eps=eps)
+    require_range(0, 1, unreadable=unreadable)
     kind: AnnealingKind = schedule
     if schedule not in ("linear", "cosine", "constant"):
         raise ConfigError(f"schedule={schedule!r}: use linear, cosine or constant")

@@ -28,7 +28,7 @@ from guerdon.credit.confidence import auroc as auroc_of
 from guerdon.credit.confidence import brier_score as brier_of
 from guerdon.credit.confidence import expected_calibration_error as ece_of
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.signals.agreement import confidence
@@ -70,6 +70,7 @@ def csr(
             as a right answer elsewhere, whatever lam is, and costs accuracy in the reproduction. RLCR's configurations do not divide.
         bins: of the expected calibration error in the log.
     """
+    require_range(0, lam=lam)
     if lam < 0:
         raise ConfigError(f"lam={lam}: agreement is paid where right and fined where wrong, so lam is at least 0")
     std: Literal["sample"] | None = "sample" if norm_by_std else None

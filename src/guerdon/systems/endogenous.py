@@ -23,7 +23,7 @@ from torch import Tensor
 from guerdon.credit import GAE, Drop, GroupNorm, KLPenalty, RewardIs, ToSequence, ToTokens, Whiten
 from guerdon.credit.likelihood import FloorAtGroupMin
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.signals.likelihood import endogenous as soft
 from guerdon.signals.text import TOKENS, TextSignal
 from guerdon.signals.verdict import Verdict
@@ -87,6 +87,9 @@ def endogenous(
         lam: of GAE.
         retokenize: `model` has another vocabulary than the policy, see `EndogenousReward`.
     """
+    require_range(0, above=True, alpha=alpha)
+    require_range(0, kl_coef=kl_coef)
+    require_range(0, 1, lam=lam, max_repeated=max_repeated)
     if carrier not in ("grpo", "ppo"):
         raise ConfigError(f"carrier={carrier!r}: use 'grpo' or 'ppo'")
     if carrier == "ppo" and mean:

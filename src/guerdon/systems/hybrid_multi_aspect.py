@@ -39,7 +39,7 @@ from guerdon.credit import (
 from guerdon.credit.group_length import Side
 from guerdon.credit.length import WatchLength
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.signals.around import FailTruncated, Route, levels_of
 from guerdon.system import System
 from guerdon.systems.base import Published, VectorFunctions
@@ -102,6 +102,7 @@ def hybrid_multi_aspect(
     Raises:
         ConfigError: an unknown preset, weights that do not fit.
     """
+    require_range(p_max=p_max, tau=tau, correct_threshold=correct_threshold)
     if preset not in PRESETS:
         raise ConfigError(f"preset={preset!r}: use one of {list(PRESETS)}")
     if len(weights) != 3:

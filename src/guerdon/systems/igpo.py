@@ -39,7 +39,7 @@ from guerdon.credit import (
     early_advantages,
 )
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Rollouts
 from guerdon.segment import ByTurn
@@ -100,6 +100,9 @@ def igpo(
         temperature: of the scored probabilities.
         information_gain: another signal in the place of `signals.InformationGain`: gains at the level "turns", none on a row's last turn.
     """
+    require_range(format_penalty=format_penalty)
+    require_range(0, alpha=alpha, eps=eps, flat_below=flat_below)
+    require_range(0, above=True, temperature=temperature)
     if rewards not in ("both", "gain", "outcome"):
         raise ConfigError(f"rewards={rewards!r}: use 'both', 'gain' or 'outcome'")
     signals: dict[str, Any] = {}

@@ -34,7 +34,7 @@ from guerdon.credit import (
 )
 from guerdon.errors import ConfigError
 from guerdon.objectives.self_reward import SelfRewardRegression, class_weights, self_reward_loss
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.signals.agreement.choice import weighted_vote
 from guerdon.signals.likelihood.last_token import Constant, LastTokenScore, last_token_score
 from guerdon.system import Model, System
@@ -79,6 +79,7 @@ def laser(
         mix_after: further steps before the advantages are mixed. None = 200, or an eighth of a shorter run.
         calibration_rows: of the constant.
     """
+    require_range(0, above=True, beta=beta)
     first = Onset(warmup, usual=200, share=1 / 8)
     score = LastTokenScore(
         constant=constant, beta=beta, token=token, calibration_rows=calibration_rows, trained_from=first

@@ -51,7 +51,7 @@ from guerdon.credit.likelihood import (
 from guerdon.credit.transforms import Clamp
 from guerdon.errors import ConfigError
 from guerdon.objectives.answer_likelihood import AnswerLikelihood, Weight, weighted_log_likelihood
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.signals.likelihood.aggregate import LOG_FORMS, Aggregation, aggregate
 from guerdon.signals.likelihood.group import (
     EfficiencyInGroup,
@@ -116,6 +116,7 @@ def likelihood(
         temperature: the rollouts' sampling temperature.
         max_tokens: a longer sequence with the reference in place counts as without one.
     """
+    require_range(length_bonus=length_bonus)
     if form == "nover":
         return _as_nover(locals())
     aggregation = _AGGREGATIONS.get(form, form)

@@ -34,7 +34,7 @@ from guerdon.credit import (
     calibrate_scores,
 )
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.rollouts import Rollouts
 from guerdon.signals.around import OnText
 from guerdon.signals.noise import Noisy, flip_scores
@@ -78,6 +78,7 @@ def noisy_rpr(
         carrier: "group_mean" = minus the group's mean, for trainers without a critic; "grpo" = also divided by the std;
             "ppo" = the official one: last token, GAE with gamma = lambda = 1, whitening: needs a critic's values.
     """
+    require_range(0, above=True, divisor=divisor)
     if reward not in ("verifier", "rpr", "rpr_when_wrong"):
         raise ConfigError(f"reward={reward!r}: use verifier, rpr or rpr_when_wrong")
     from guerdon.signals import ReasoningPatterns
@@ -126,6 +127,9 @@ def rpr_calibrated(
         calibrate: False = the reward model alone, the baseline.
         phrase_set, divisor, word_boundary, carrier: see `noisy_rpr`.
     """
+    require_range(threshold=threshold)
+    require_range(0, alpha=alpha)
+    require_range(0, above=True, divisor=divisor)
     from guerdon.signals import ReasoningPatterns, RewardModel
 
     scorer = rm if callable(rm) else RewardModel(rm, retokenize=True)

@@ -34,7 +34,7 @@ from guerdon.credit import (
 )
 from guerdon.credit import hierarchical_rewards as _hierarchical
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.segment.reasoning import ChainLayout, EqualPieces, equal_pieces, layout_of
 from guerdon.signals.likelihood import path_faithfulness as pfr
 from guerdon.signals.likelihood.gold_chain import HINT, ChainColumn, Choose, SynthesisedChains, select_gold_chain
@@ -101,6 +101,9 @@ def p2s(
         eps: of the group's std.
         tokenizer: counts the tokens of rollouts that are texts only.
     """
+    require_range(0, steepness=steepness, weight=weight, eps=eps)
+    require_range(correct_threshold=correct_threshold, wrong_format=wrong_format)
+    require_range(0, above=True, temperature=temperature)
     if integration not in ("hierarchical", "additive"):
         raise ConfigError(f"integration={integration!r}: use 'hierarchical' or 'additive'")
     form = layout_of(layout)

@@ -50,7 +50,7 @@ from guerdon.credit import (
 )
 from guerdon.credit.transforms import Transform
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.spans import Spans
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
@@ -116,6 +116,10 @@ def par(
         retokenize: `rm` has another vocabulary than the policy: it reads the text.
         convention: how `rm` is read, where its checkpoint does not say; see `signals.learned.conventions.TABLE`.
     """
+    require_range(0, above=True, sigmoid_k=sigmoid_k)
+    require_range(0, len_penalty=len_penalty, kl_coef=kl_coef)
+    require_range(0, 1, gamma=gamma, lam=lam)
+    require_range(ceil=ceil)
     if shaping not in SHAPINGS:
         raise ConfigError(f"shaping={shaping!r}: use one of {SHAPINGS}")
     if carrier not in ("group_mean", "grpo", "ppo"):

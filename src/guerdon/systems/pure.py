@@ -45,7 +45,7 @@ from guerdon.credit import (
 )
 from guerdon.credit.groups import leave_one_out_mean
 from guerdon.errors import ConfigError
-from guerdon.options import checked
+from guerdon.options import checked, require_range
 from guerdon.segment import ByDelimiter
 from guerdon.system import Model, System
 from guerdon.systems.base import Published, VectorFunctions
@@ -96,6 +96,8 @@ def pure(
         retokenize: `prm` has another vocabulary than the policy: it reads the text.
         convention: how `prm` is read, where its checkpoint does not say; see `signals.learned.conventions.TABLE`.
     """
+    require_range(0, verifier_coef=verifier_coef, kl_coef=kl_coef)
+    require_range(0, above=True, temperature=temperature)
     if padded_length != "batch" and (isinstance(padded_length, str) or padded_length < 1):
         raise ConfigError(f"padded_length={padded_length!r}: the length cap in tokens, or 'batch'")
     mode = mode or ("prm" if verifier is None else "prm+vr")
