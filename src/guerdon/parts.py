@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from guerdon.errors import ChainError
-from guerdon.rewards import Rewards
+from guerdon.rewards import Rewards, Scores
 
 DECLARATIONS = (
     "scope", "needs", "level", "plan", "centres", "init_state", "update", "update_at", "roles", "bind", "handles_failure",
@@ -138,6 +138,16 @@ def check_given(given: Any, where: str) -> None:
         "Rewards.sequence(values, rollouts) for one number a rollout, Rewards.tokens for one a token. signals.text_signal lifts a function of "
         "one completion, signals.RewardFunction a reward function as TRL takes it"
     )
+
+
+def check_credited(given: Any, stateful: bool, where: str) -> None:
+    """Raise ChainError unless a link returned Scores, with its next state where it has one."""
+    if stateful and not (isinstance(given, tuple) and len(given) == 2):
+        raise ChainError(f"{where} has a state and returned a {type(given).__name__}: return (scores, next state)")
+    scores = given[0] if stateful else given
+    if not isinstance(scores, Scores):
+        kind = "nothing (None)" if scores is None else f"a {type(scores).__name__}"
+        raise ChainError(f"{where} returned {kind}: a link returns Scores, such as scores.with_source(name, rewards)")
 
 
 def check_declarations(part: object, where: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from guerdon.errors import CapabilityError, ChainError, ConfigError, ShapeError
 from guerdon.labels import label, shown
-from guerdon.parts import asked_of, check_chain, check_given, check_segments, check_signals
+from guerdon.parts import asked_of, check_chain, check_credited, check_given, check_segments, check_signals
 from guerdon.rewards import Rewards, Scored, Scores, total_reward
 from guerdon.rollouts import Rollouts
 from guerdon.segment.placement import written_by_policy
@@ -327,10 +327,10 @@ class System:
         shown = {name: rewards for name, rewards in scores.sources.items() if name not in hidden}
         scores = replace(scores, sources=shown).to(rollouts.device)
         for i, link in enumerate(self.chain):
-            if i in self._state:
-                scores, state[i] = _called(link, once, scores, rollouts, self._state[i])
-            else:
-                scores = _called(link, once, scores, rollouts)
+            stateful = i in self._state
+            given = _called(link, once, scores, rollouts, *([self._state[i]] if stateful else []))
+            check_credited(given, stateful, f"{self.name}: link {i + 1} {link!r}")
+            scores, state = (given[0], {**state, i: given[1]}) if stateful else (given, state)
             scores = scores.to(rollouts.device)
         scores = replace(scores, reward=self._row_reward(scores), state=state)
         if self.chain:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,20 +46,42 @@ class Given:
         return "Given()"
 
 
+class Judge(Given):
+    """A judge outside the run, known by where it is asked: mending it is no change of the run's settings."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, rollouts: Rollouts, scores: Scores) -> Rewards:
+        value, down_from, spread_from, spread_until = json.loads(os.environ["JUDGE"])
+        step = rollouts.clock.step
+        at = math.nan if step >= down_from else value
+        return Given(lambda _: at, lambda _: spread_from <= step < spread_until)(rollouts, scores)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Judge]:
+    def judge(value: float, *, down_from: int = 99, spread: tuple[int, int] = (99, 99)) -> Judge:
+        monkeypatch.setenv("JUDGE", json.dumps([value, down_from, *spread]))
+        return Judge()
+
+    return judge
+
+
 def trained(policy_path: str, args: Any, signal: Any, resume: bool = False, **options: Any) -> CreditTrainer:
     trainer = CreditTrainer(policy_path, plain_system(signal), args, dataset(), processing_class=tokenizer(), **options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
 
-def test_rewards_that_never_vary_stop_the_run_resumably(policy_path: str, config: Any) -> None:
+def test_rewards_that_never_vary_stop_the_run_resumably(policy_path: str, config: Any, world: Any) -> None:
     args = config(max_steps=12, save_strategy="steps", save_steps=6)
-    trainer = trained(policy_path, args, Given(lambda step: -2.0), stop_when_flat=4)
+    trainer = trained(policy_path, args, world(-2.0), stop_when_flat=4)
     assert trainer.status == "failed" and trainer.state.global_step == 4
     assert "reward -2 in every rollout" in str(trainer.failure) and "stop_when_flat=4" in str(trainer.failure)
     newest = newest_complete_checkpoint(args.output_dir)
     assert newest is not None and newest.name == "checkpoint-4"
-    again = trained(policy_path, args, Given(lambda step: -2.0, lambda step: step >= 6), resume=True, stop_when_flat=4)
+    again = trained(policy_path, args, world(-2.0, spread=(6, 99)), resume=True, stop_when_flat=4)
     assert again.status == "finished" and again.state.global_step == 12 and again.failure is None
 
 
@@ -75,17 +99,19 @@ def test_a_run_that_has_learnt_all_there_is_goes_on_to_its_end(policy_path: str,
     assert trainer.status == "finished" and trainer.state.global_step == 8
 
 
-def test_an_instrument_that_is_down_stops_the_run_and_a_mended_one_goes_on(policy_path: str, config: Any) -> None:
+def test_an_instrument_that_is_down_stops_the_run_and_a_mended_one_goes_on(
+    policy_path: str, config: Any, world: Any
+) -> None:
     args = config(max_steps=9, save_strategy="steps", save_steps=3)
-    down = Given(lambda step: float("nan") if step >= 2 else 0.5, lambda step: step < 2)
-    trainer = trained(policy_path, args, down)
+    down = {"down_from": 2, "spread": (0, 2)}
+    trainer = trained(policy_path, args, world(0.5, **down))
     assert trainer.status == "failed" and trainer.state.global_step == 5, "three generations in a row, the default"
     assert "letters: connection refused" in str(trainer.failure)
-    mended = trained(policy_path, args, Given(lambda step: 0.5, lambda step: True), resume=True)
+    mended = trained(policy_path, args, world(0.5, spread=(0, 99)), resume=True)
     assert mended.status == "finished" and mended.state.global_step == 9
     hiccups = Given(lambda step: float("nan") if step % 3 else 0.5, lambda step: True)
     assert trained(policy_path, config(max_steps=8), hiccups).status == "finished", "two in a row are not three"
-    patient = trained(policy_path, config(max_steps=5), down, stop_when_failed=None)
+    patient = trained(policy_path, config(max_steps=5), world(0.5, **down), stop_when_failed=None)
     assert patient.status == "finished" and patient.state.global_step == 5
     never = trained(policy_path, config(max_steps=4), Given(lambda step: float("nan")), stop_when_failed=None)
     assert never.status == "failed" and "connection refused" in str(never.failure)
@@ -209,6 +235,17 @@ def test_a_system_of_turns_is_refused_where_nobody_answers(
     ]
     assert run(monkeypatch, *words) == 2
     assert "--task search" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_task_smaller_than_a_step_is_refused_in_the_commands_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = save_tiny(tmp_path / "policy")
+    (tmp_path / "data.jsonl").write_text("".join(f'{{"question": "{i}+1=", "answer": "2"}}\n' for i in range(9)))
+    words = ["train", "--system", "outcome", "--task", tmp_path / "data.jsonl", "--model", policy, "--out", tmp_path / "run",
+             "--prompts-per-step", 16, "-q"]  # fmt: skip
+    assert run(monkeypatch, *words) == 2
+    assert "lower --prompts-per-step" in " ".join(capsys.readouterr().err.split())
 
 
 def test_letters_still_finish(policy_path: str, config: Any) -> None:

@@ -18,7 +18,7 @@ from guerdon.engines.trl import CreditTrainer, multi_turn, newest_complete_check
 from guerdon.engines.trl.batch import Sampled, build_rollouts, finished_rows
 from guerdon.engines.trl.checkpoint import MARKER, holds_optimiser, is_complete, weights_only
 from guerdon.engines.trl.environments import reply_frame
-from guerdon.errors import ChainError, ConfigError, ShapeError
+from guerdon.errors import ChainError, ConfigError, DataError, ShapeError
 from guerdon.lm.encode import encode_prompt, render_chat
 from guerdon.rewards import Rewards, Scores
 from guerdon.rollouts import Clock, Rollouts
@@ -63,6 +63,44 @@ def test_what_is_no_rewards_is_refused_with_the_signals_name(function: Any, erro
     system = System({"mine": Returns(function)}, [GroupNorm("mine"), ToTokens("mine")], name="own")
     with pytest.raises(error, match=rf"own: signal 'mine'.*{said}"):
         system(rollouts)
+
+
+class Broken:
+    """A link of the caller's own that returns something else."""
+
+    def __init__(self, given: Any, stateful: bool = False) -> None:
+        self.given = given
+        if stateful:
+            self.init_state = dict
+
+    def __call__(self, scores: Scores, rollouts: Rollouts, *state: Any) -> Any:
+        return self.given
+
+    def __repr__(self) -> str:
+        return "Broken()"
+
+
+@pytest.mark.parametrize(
+    ("link", "said"),
+    [
+        (Broken(None), r"nothing \(None\): a link returns Scores"),
+        (Broken(torch.ones(4)), "a Tensor: a link returns Scores"),
+        (Broken(None, stateful=True), "has a state and returned a NoneType"),
+        (Broken((None, {}), stateful=True), r"nothing \(None\): a link returns Scores"),
+    ],
+)
+def test_what_is_no_scores_is_refused_with_the_links_name(link: Broken, said: str) -> None:
+    rollouts = Rollouts.from_texts(["q"] * 4, list("abcd"))
+    signal = Returns(lambda r: Rewards.sequence(torch.ones(len(r)), r))
+    with pytest.raises(ChainError, match=rf"own: link 2 Broken\(\).*{said}"):
+        System({"mine": signal}, [link, ToTokens("mine")], name="own")(rollouts)
+
+
+def test_held_out_data_without_prompts_is_refused(policy_path: str, config: Any) -> None:
+    rows = Dataset.from_list([{"problem": "1+1=", "answer": "2"}] * 4)
+    for held_out in (rows, {"x": dataset(4), "y": rows}):
+        with pytest.raises(DataError, match=r"no column 'prompt'.*rename_column\('problem', 'prompt'\)"):
+            CreditTrainer(policy_path, plain_system(), config(), dataset(), held_out)
 
 
 # -- chat templates --------------------------------------------------------------------------------------------------------------

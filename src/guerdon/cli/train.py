@@ -211,11 +211,17 @@ def build_trainer(config: RunConfig, parts: Parts, folder: Path, *, quiet: bool,
         initial_policy=parts.policy,
         kl=config.kl_to_start,
     )
+    data = parts.task.to_dataset("train", chat=parts.chat)
+    if len(data) < config.prompts_per_step:
+        raise ConfigError(
+            f"task {config.task!r} has {len(data)} prompt(s) to train on and a step takes {config.prompts_per_step} different ones: lower "
+            "--prompts-per-step, or give more data"
+        )
     trainer = CreditTrainer(
         parts.policy,
         parts.system,
         args=grpo_config(config, parts, folder),
-        train_dataset=parts.task.to_dataset("train", chat=parts.chat),
+        train_dataset=data,
         processing_class=parts.tokenizer,
         peft_config=_lora(config),
         truth=parts.task.true_success,

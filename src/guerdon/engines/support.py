@@ -97,7 +97,8 @@ TRL = Support(
     filters="mask: kept-out rows leave group statistics and loss denominators (bnpo: those of their own micro-batch); TRL cannot resample, so a batch gets smaller where a paper draws again",
     together='yes, by a sampler of its own: rows of equal value in one data column are in one generation batch (`needs` "together.COLUMN"), on one process and on several',
     models="frozen, copied at the start of a phase, an average that follows the policy (ema), a copy every N steps; in the checkpoint. As the reference of TRL's KL term too",
-    resume="exact from the newest complete checkpoint at a generation boundary, after Ctrl-C, TERM, HUP or kill -9; a checkpoint of other settings is refused",
+    resume="exact from the newest complete checkpoint at a generation boundary, after Ctrl-C, TERM, HUP or kill -9; a checkpoint of other settings is refused; "
+    "a run in which nothing is trained stops by itself, resumably (`stop_when_failed`, `stop_when_flat`; status failed)",
     limits=TRL_LIMITS,
 )
 

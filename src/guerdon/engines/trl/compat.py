@@ -159,6 +159,14 @@ def check_data(dataset: Any, args: Any) -> None:
         raise ConfigError(limit("few_prompts", have=len(dataset), need=prompts_needed(args)))
 
 
+def check_held_out(datasets: Any) -> None:
+    """Refuse evaluation data without prompts: one data set, or several by name."""
+    for dataset in datasets.values() if isinstance(datasets, dict) else [datasets]:
+        names = _columns_of(dataset) if dataset is not None else None
+        if names is not None:
+            check_row(dict.fromkeys(names))
+
+
 def check_row(row: Mapping[str, Any]) -> None:
     """Refuse a row without a prompt, naming what there is. A stream shows its columns with its first row only."""
     names = list(row)
