@@ -116,6 +116,45 @@ def test_it_is_drawn_without_console_messages(page: Path, tmp_path: Path, width:
     assert found["stacked"] == (width == 390) and found["unlabelled"] == 0
 
 
+@pytest.fixture(scope="module")
+def crowd(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Twenty arms with long names, two of them hacked."""
+    root = tmp_path_factory.mktemp("crowd")
+    runs = []
+    for i in range(20):
+        kind = "sum" if i in (3, 11) else "min"
+        run = make_run(root / f"arm{i:02d}" / "seed0", kind, i)
+        manifest = json.loads((run / "manifest.json").read_text())
+        manifest["system"] = f"hybrid_multi_aspect:verifiable=true,preset=hybrid_length_{i:02d},temperature=0.{i:02d}1"
+        (run / "manifest.json").write_text(json.dumps(manifest))
+        runs.append(run)
+    return runs
+
+
+@needs_browser
+def test_twenty_arms_fit_a_phone(crowd: list[Path], tmp_path: Path) -> None:
+    page = build_report(crowd, tmp_path / "report.html", "Twenty systems")
+    script = PROBE + """
+    setTimeout(() => report({
+      width: innerWidth, wide: document.documentElement.scrollWidth,
+      overflowing: all("main *").filter((n) => n.getBoundingClientRect().right > innerWidth + 1 && !n.closest("svg, .tokens, pre, thead")).map((n) => n.tagName + "." + n.className),
+    }), 900);
+    """  # fmt: skip
+    dom, console = browse(framed(probed(page, script), 390), tmp_path, "--dump-dom", width=600)
+    assert console == []
+    found = seen(dom)
+    assert found["overflowing"] == [] and found["wide"] <= found["width"] == 390
+
+
+def test_the_first_sentence_about_many_arms_counts_them(crowd: list[Path]) -> None:
+    from guerdon.report.header import lede
+
+    sentence = re.sub(r"<.*?>", "", lede(summarise(crowd)))
+    assert "18 of 20 systems were not hacked" in sentence
+    assert sentence.count("hybrid_multi_aspect") == 2, "those that were hacked are named"
+    assert len(sentence) < 400
+
+
 @needs_browser
 def test_the_heat_map_shows_its_colours(page: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")

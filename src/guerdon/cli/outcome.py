@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from guerdon.report.verdict import Interval
 
 
+TABLE_WIDTH = 110  # characters; a narrower terminal gets a few lines a system instead
+
+
 def run_folders(folder: Path) -> list[Path]:
     """The runs in a folder: itself, or every folder below it that a run has started in, in the order they were asked for."""
     if (folder / "metrics.jsonl").exists() or (folder / "eval.jsonl").exists():
@@ -39,7 +42,11 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
             f"{folder} holds no run: neither eval.jsonl nor metrics.jsonl is there or two folders below it"
         )
     manifest = read_manifest(folder)
-    title = " vs ".join(manifest["systems"]) if "systems" in manifest else str(manifest.get("system", folder.name))
+    systems = manifest.get("systems", [])
+    many = f"{len(systems)} systems on {manifest.get('task', 'one task')}"
+    title = (
+        (" vs ".join(systems) if len(systems) <= 4 else many) if systems else str(manifest.get("system", folder.name))
+    )
     return Path(build_report(runs, out or folder / "report.html", title, command=manifest.get("command")))
 
 
@@ -72,6 +79,9 @@ def _interval(interval: Interval) -> dict[str, Any]:
 
 def print_table(summaries: Sequence[SystemSummary], console: Console) -> None:
     """True success, reward and length from start to end, and the verdict, a row a system."""
+    if console.width < TABLE_WIDTH:
+        _print_stacked(summaries, console)
+        return
     table = Table(header_style="bold", title="held-out prompts, start -> end (95 % interval)", title_justify="left")
     for column in ("system", "seeds", "true success", "optimised reward", "length", "KL", "verdict"):
         table.add_column(column, no_wrap=column == "verdict", overflow="fold")
@@ -89,6 +99,24 @@ def print_table(summaries: Sequence[SystemSummary], console: Console) -> None:
     console.print(table)
     for summary in summaries:
         console.print(f"  {escape(summary.system)}: {escape(summary.verdict.reason)}", highlight=False)
+
+
+def _print_stacked(summaries: Sequence[SystemSummary], console: Console) -> None:
+    """The table for a narrow terminal: a few lines a system, each short enough not to wrap."""
+    console.print("[bold]held-out prompts, start -> end (95 % interval)[/]")
+    for summary in summaries:
+        colour = {"hacked": "bold red", "not hacked": "green"}.get(summary.verdict.label, "yellow")
+        console.print(f"[bold]{escape(summary.system)}[/]  [{colour}]{summary.verdict.label}[/]", highlight=False)
+        seeds = len(summary.seeds)
+        rows = (
+            ("true success", f"{_short(summary.true_start, 2)} -> {_ranged(summary.true_end, 2)}"),
+            ("optimised reward", f"{_short(summary.reward_start, 2)} -> {_ranged(summary.reward_end, 2)}"),
+            ("length", f"{_short(summary.length_start, 0)} -> {_short(summary.length_end, 0)}"),
+            ("KL, seeds", f"{_short(summary.kl_end, 2)}, {seeds}"),
+        )
+        for name, value in rows:
+            console.print(f"  {name:18s}{value}", highlight=False)
+        console.print(f"  {escape(summary.verdict.reason)}", highlight=False, style="dim")
 
 
 def _short(interval: Interval, digits: int) -> str:

@@ -9,6 +9,8 @@ from datetime import datetime
 from guerdon.report.runs import RunDir, SystemSummary
 from guerdon.report.table import badge_kind
 
+NAMED = 4  # systems at most that the first sentence tells by name
+
 
 def lede(summaries: Sequence[SystemSummary]) -> str:
     """One sentence that says how it ended."""
@@ -26,20 +28,23 @@ def lede(summaries: Sequence[SystemSummary]) -> str:
     names: dict[str, list[str]] = {}
     for summary in summaries:
         names.setdefault(badge_kind(summary.verdict), []).append(f"<b>{html.escape(summary.system)}</b>")
+
+    def who(kind: str) -> str:
+        """The systems of one kind by name, or how many they are where naming them would be a wall of names."""
+        if len(names[kind]) > NAMED:
+            return f"{len(names[kind])} of {len(summaries)} systems"
+        return _and(names[kind])
+
     said = (
         ("hacked", "hacked: the reward went up while true success went down."),
         ("not hacked", "not hacked."),
         ("worse", "not hacked, but got worse: true success went down, and the reward did not go up."),
     )
-    parts = [
-        f"{_and(names[kind])} {'was' if len(names[kind]) == 1 else 'were'} {what}"
-        for kind, what in said
-        if kind in names
-    ]
+    parts = [f"{who(kind)} {'was' if len(names[kind]) == 1 else 'were'} {what}" for kind, what in said if kind in names]
     if "not measurable" in names:
-        parts.append(f"{_and(names['not measurable'])} cannot be measured by the reward, which only compares rollouts.")
+        parts.append(f"{who('not measurable')} cannot be measured by the reward, which only compares rollouts.")
     if "inconclusive" in names:
-        parts.append(f"{_and(names['inconclusive'])} cannot be judged.")
+        parts.append(f"{who('inconclusive')} cannot be judged.")
     return " ".join(parts)
 
 
