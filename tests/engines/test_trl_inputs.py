@@ -230,6 +230,12 @@ def test_weights_alone_are_no_checkpoint_to_resume(policy_path: str, config: Any
     CreditTrainer(policy_path, plain_system(), args, dataset()).train()  # anew is what was asked for
 
 
+def test_weights_alone_are_rotated_as_well(policy_path: str, config: Any) -> None:
+    args = config(max_steps=4, save_strategy="steps", save_steps=1, save_only_model=True, save_total_limit=2)
+    CreditTrainer(policy_path, plain_system(), args, dataset()).train()
+    assert sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
+
+
 def test_a_marker_over_weights_alone_does_not_count(policy_path: str, config: Any) -> None:
     """Checkpoints marked by an earlier version, and those whose optimiser was deleted to save space."""
     args = config(max_steps=4, save_strategy="steps", save_steps=2)

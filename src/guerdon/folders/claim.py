@@ -33,7 +33,7 @@ _MODEL_FILES = """config.json generation_config.json model*.safetensors model.sa
     pytorch_model.bin.index.json adapter_config.json adapter_model.* tokenizer*.json tokenizer.model special_tokens_map.json
     added_tokens.json vocab.json vocab.txt merges.txt spiece.model chat_template.* preprocessor_config.json
     processor_config.json README.md optimizer*.pt optimizer*.bin scheduler.pt scaler.pt rng_state*.pth trainer_state.json
-    training_args.bin guerdon_state* .guerdon_state* COMPLETE .COMPLETE"""
+    training_args.bin guerdon_state* .guerdon_state* guerdon_run.json .guerdon_run* COMPLETE .COMPLETE"""
 
 
 def owner(folder: str | Path) -> dict[str, Any] | None:

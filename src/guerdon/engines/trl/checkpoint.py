@@ -142,14 +142,24 @@ def rotate(directory: Path, keep: int, *, protected: str | None = None) -> None:
         keep: at least 1.
         protected: a checkpoint that stays in any case (the best one).
     """
-    marked = [folder for folder in _newest_first(directory) if (folder / MARKER).exists()]
-    marked.sort(key=lambda folder: (folder / MARKER).stat().st_mtime_ns, reverse=True)
+    last = {folder: _written_last(folder) for folder in _newest_first(directory)}
+    when = {folder: path.stat().st_mtime_ns for folder, path in last.items() if path is not None}
+    marked = sorted(when, key=when.__getitem__, reverse=True)
     kept = {*marked[: max(1, keep)], *([Path(protected)] if protected else [])}
     latest = max((int(folder.name.removeprefix(PREFIX)) for folder in kept), default=0)
     for folder in _newest_first(directory):
         stale = folder in marked or int(folder.name.removeprefix(PREFIX)) < latest
         if folder not in kept and stale and any((folder / name).exists() for name in (STATE, MARKER)):
             remove_checkpoint(folder)
+
+
+def _written_last(folder: Path) -> Path | None:
+    """The file that says a checkpoint was written to its end: the marker, or for our weights without an optimiser the trainer's state."""
+    if (folder / MARKER).exists():
+        return folder / MARKER
+    bare = (folder / STATE).exists() and not holds_optimiser(path.name for path in folder.iterdir())
+    state = folder / "trainer_state.json"
+    return state if bare and state.exists() else None
 
 
 def load_state(folder: str | Path) -> dict[str, Any]:
