@@ -12,6 +12,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from trl import GRPOConfig
 from trl import GRPOTrainer as TRLTrainer
 
@@ -84,12 +85,14 @@ class GRPOTrainer(CreditTrainer):
         own = [kind for kind in kinds if hasattr(kind, "get_reward")]
         if not functions and not own:
             raise ValueError("No reward source provided.")
+        weights = args.reward_weights
         system = grpo_system(functions, args, tokenizers, own)
         defaults = GRPOConfig.__dataclass_fields__
         for name in ("scale_rewards", "reward_weights", "multi_objective_aggregation"):
             setattr(args, name, defaults[name].default)
         options.setdefault("stop_when_flat", None)  # as TRL, which trains on when all rewards are equal
         super().__init__(model, system, args, environment_factory=environment_factory, **options)
+        self.reward_weights = torch.tensor([*(weights or [1.0] * len(functions)), *[1.0] * len(own)])
         signals = [signal for signal in system.signals.values() if not isinstance(signal, EnvironmentReward)]
         self.reward_processing_classes = [signal.tokenizer for signal in signals]
 

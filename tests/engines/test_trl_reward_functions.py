@@ -192,3 +192,10 @@ def test_an_environment_that_owns_its_reward_is_named_or_refused(config: Any) ->
     assert trainer.reward_func_names == ["own", "short"]
     trainer.train()
     assert [line["rewards/own/mean"] for line in trainer.state.log_history[:2]] == [1.0, 2.0]
+
+
+def test_an_environment_may_bring_the_prompt(config: Any) -> None:
+    model, tok = chat_policy()
+    system = System({"own": EnvironmentReward()}, [GroupNorm("own"), ToTokens("own", "whole")])
+    rows = dataset().remove_columns("prompt").add_column("environment", ["guess"] * len(dataset()))
+    CreditTrainer(model, system, config(), rows, processing_class=tok, environment_factory={"guess": Guess})

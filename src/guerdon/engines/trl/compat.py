@@ -148,12 +148,15 @@ def prompts_needed(args: Any) -> int:
     return max(1, args.generation_batch_size // args.num_generations)
 
 
-def check_data(dataset: Any, args: Any) -> None:
-    """Refuse data without prompts, or with fewer than one generation batch: TRL leaves out a batch that is not whole, and would train nothing."""
+def check_data(dataset: Any, args: Any, *, environments: bool = False) -> None:
+    """Refuse data without prompts, or with fewer than one generation batch: TRL leaves out a batch that is not whole, and would train nothing.
+
+    `environments`: made by a factory, whose `reset` may bring the prompt.
+    """
     if dataset is None:
         return  # TRL says what it thinks of that
     names = _columns_of(dataset)
-    if names is not None:
+    if names is not None and not environments:
         check_row(dict.fromkeys(names))
     if hasattr(dataset, "__len__") and len(dataset) < prompts_needed(args):
         raise ConfigError(limit("few_prompts", have=len(dataset), need=prompts_needed(args)))

@@ -105,7 +105,7 @@ class CreditTrainer(ResumableTrainer):
         compat.check_reference_path(model, args, peft)
         compat.warn_about_temperature(system, args)
         compat.warn_about_checkpoints(args)
-        compat.check_data(train_dataset, args)
+        compat.check_data(train_dataset, args, environments=bool(trl_options.get("environment_factory")))
         compat.check_held_out(eval_dataset)
         self.identity = identity_of_run(
             model, system, args, data=train_dataset, eval_data=eval_dataset, peft=peft_config, truth=truth, monitors=monitors, options=trl_options
