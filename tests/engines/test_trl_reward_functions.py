@@ -198,4 +198,8 @@ def test_an_environment_may_bring_the_prompt(config: Any) -> None:
     model, tok = chat_policy()
     system = System({"own": EnvironmentReward()}, [GroupNorm("own"), ToTokens("own", "whole")])
     rows = dataset().remove_columns("prompt").add_column("environment", ["guess"] * len(dataset()))
-    CreditTrainer(model, system, config(), rows, processing_class=tok, environment_factory={"guess": Guess})
+    trainer = CreditTrainer(
+        model, system, config(max_steps=1), rows, processing_class=tok, environment_factory={"guess": Guess}
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["rewards/own/mean"] == 1.0

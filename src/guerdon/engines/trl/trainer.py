@@ -287,7 +287,8 @@ class CreditTrainer(ResumableTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         mode = "train" if self.model.training else "eval"
-        compat.check_row(inputs[0])
+        if self.environment_factories is None:  # whose `reset` may bring the prompt
+            compat.check_row(inputs[0])
         if mode == "train":
             self.hooks.learned(self.instruments.move(self.state.global_step + 1, self.state.max_steps or None))
         output = super()._generate_and_score_completions(inputs)
