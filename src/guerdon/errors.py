@@ -5,9 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from guerdon.redact import without_credentials
+
 
 class GuerdonError(Exception):
-    """Base class: catch this to catch everything Guerdon raises on purpose."""
+    """Base class: catch this to catch everything Guerdon raises on purpose. No address in a message shows a password or a key."""
+
+    def __str__(self) -> str:
+        return without_credentials(super().__str__())
 
 
 class ShapeError(GuerdonError, ValueError):

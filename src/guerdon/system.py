@@ -295,6 +295,7 @@ class System:
         `once`: how an engine of several processes has a part asked on one of them, where all hold the same rollouts.
         """
         scores = scores or Scores.empty(rollouts)
+        levels = self.levels() if self.chain else {}  # without a chain nothing was planned with them
         for name in self.signals if only is None else only:
             where = f"{self.name}: signal {name!r}"
             try:
@@ -314,6 +315,10 @@ class System:
                 if len(rewards) != len(rollouts):
                     raise ChainError(
                         f"{self.name}: signal {key!r} returned {len(rewards)} rows for {len(rollouts)} rollouts"
+                    )
+                if rewards.level != levels.get(key, rewards.level):
+                    raise ChainError(
+                        f"{self.name}: signal {key!r} returned {rewards.level!r} rewards, and the chain expects {levels[key]!r}: give the signal the attribute level = {rewards.level!r}"
                     )
                 # Learned signals answer from where their model is; rollouts and the chain live in one place.
                 rewards = _explain(_of_the_policy(rewards.to(rollouts.device), rollouts), key)

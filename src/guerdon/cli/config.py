@@ -16,6 +16,7 @@ from guerdon.cli.presets import with_preset
 from guerdon.cli.runfolder import last_record
 from guerdon.errors import ConfigError, nearest
 from guerdon.folders import claim
+from guerdon.redact import without_credentials
 from guerdon.systems.spec import parse_scalar
 
 CONFIG_NAME = "config.yaml"
@@ -161,6 +162,12 @@ def resolve(kind: type[RunConfig], path: Path | None, flags: dict[str, Any], set
         near = "".join(nearest(key, kind.model_fields) for key in unknown)
         hint = f"{near}\nknown settings: {', '.join(sorted(kind.model_fields))}" if unknown else ""
         raise ConfigError("the configuration is not valid:\n  " + "\n  ".join(lines) + hint) from error
+    text = yaml.safe_dump(config.model_dump(mode="json"), width=10**9)
+    if without_credentials(text) != text:
+        raise ConfigError(
+            "a setting holds an address with a password or a key in it, and settings are saved beside the results: take it out, and set "
+            "OPENAI_API_KEY in the environment"
+        )
     return config if isinstance(config, CompareConfig) else with_preset(config)
 
 

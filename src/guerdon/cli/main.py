@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from guerdon.cli import trouble
 from guerdon.cli.lifeline import end_with_parent, patience_s
 from guerdon.errors import GuerdonError
 from guerdon.interrupt import raise_on_stop
@@ -360,16 +361,23 @@ def main() -> None:
         sys.exit(2)
     except SystemExit:
         raise
+    except BrokenPipeError:  # whoever read what we print has gone: `guerdon systems | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except Exception as error:
         code = getattr(error, "exit_code", None)
         if code is None:
-            raise
+            said = None if os.environ.get("GUERDON_TRACEBACK") else trouble.sentence(error)
+            if said is None:
+                raise
+            console.print(f"[bold red]error:[/] {_plain(said)}", highlight=False)
+            sys.exit(1)
         if hasattr(error, "show"):  # a usage error of the command line itself
             error.show()
         sys.exit(code)
 
 
-def _plain(error: BaseException) -> str:
+def _plain(error: BaseException | str) -> str:
     from rich.markup import escape
 
     return escape(without_credentials(str(error)))

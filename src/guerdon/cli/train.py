@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from guerdon.tasks.base import Task
 
 
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo")
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a configuration stands for, once resolved."""
@@ -291,11 +294,14 @@ def grpo_config(config: RunConfig, parts: Parts, folder: Path) -> Any:
             **(config.grpo.get("model_init_kwargs") or {}),
         }
     try:
-        return GRPOConfig(
+        made = GRPOConfig(
             **{**values, **config.grpo, **({"model_init_kwargs": values["model_init_kwargs"]} if config.dtype else {})}
         )
     except (TypeError, ValueError) as error:  # a key or a value that TRL refuses
         raise ConfigError(f"grpo: {error}") from error
+    if made.loss_type not in LOSS_TYPES:  # TRL finds out in the middle of the first step
+        raise ConfigError(f"loss_type={made.loss_type!r}: TRL has {', '.join(LOSS_TYPES)}")
+    return made
 
 
 def hush() -> None:

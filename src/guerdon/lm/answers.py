@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from guerdon.lm.chat import Reply, TokenLogProb
+from guerdon.redact import without_credentials
 
 _REMEDIES = {
     401: "the API key is missing or wrong: set OPENAI_API_KEY or pass api_key=",
@@ -47,6 +48,7 @@ class Failed(Exception):
         usage: dict[str, int] | None = None,
         paid: bool = False,
     ) -> None:
+        reason = without_credentials(reason)
         super().__init__(reason)
         self.usage, self.paid = usage or {}, paid
         self.reason, self.retryable, self.retry_after_s, self.refuses_all = (

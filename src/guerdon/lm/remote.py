@@ -37,6 +37,7 @@ from guerdon.lm import answers
 from guerdon.lm.background import InFlight, background_loop, blocking
 from guerdon.lm.chat import ChatPrompt, Reply, as_messages, numbered, request_key
 from guerdon.lm.kept import KeptAnswers
+from guerdon.redact import without_credentials
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -96,7 +97,7 @@ class RemoteModel:
         self.counts: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"RemoteModel({self.model!r}, base_url={self.base_url!r})"
+        return f"RemoteModel({self.model!r}, base_url={without_credentials(str(self.base_url)) if self.base_url else None!r})"
 
     # -- asking ----------------------------------------------------------------------------------------------------------------
 
@@ -214,7 +215,7 @@ class RemoteModel:
         loop = asyncio.get_running_loop()
         if self._live is None or self._live[0] is not loop:
             self._live = (loop, self._client(), asyncio.Semaphore(self.concurrency))
-        key = request_key(str(self._live[1].base_url), kind, body, draw)
+        key = request_key(without_credentials(str(self._live[1].base_url)), kind, body, draw)
         if (kept := self._recall(key)) is not None:
             return kept
         flight = _IN_FLIGHT.setdefault(id(loop), InFlight())
