@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cli_kit import TASK, files, finished, lines, numbers, options, start, wait_for, wait_for_step
 
-STEPS = 5
+STEPS = 8
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,10 @@ def test_a_folder_that_is_no_runs_is_refused_and_a_refused_command_leaves_nothin
 def test_of_two_trains_on_one_folder_the_second_is_refused(policy, whole, tmp_path):
     first = start(train(policy), tmp_path)
     wait_for_step(tmp_path / "run", 1, first)
+    first.send_signal(signal.SIGSTOP)  # it shall not be done before the others have looked
     for words in ([], ["--restart", "--set", "learning_rate=1e-5"]):
         assert f"run is being written by process {first.pid} on" in finished(train(policy, *words), tmp_path, code=2)
+    first.send_signal(signal.SIGCONT)
     _, error = first.communicate(timeout=240)
     assert first.returncode == 0, error
     assert numbers(tmp_path / "run") == whole[1]
@@ -176,9 +178,13 @@ def test_arms_end_with_their_comparison_and_a_rerun_has_its_own_numbers(number, 
     arm = tmp_path / "cmp" / "outcome" / "seed0"
     first = start(compare(policy, "--out", tmp_path / "cmp"), tmp_path)
     wait_for_step(arm, 1, first)
+    for pid in alive(str(arm)):
+        os.kill(pid, signal.SIGSTOP)
     again = compare(policy, "--out", tmp_path / "cmp")
     assert "is being written by process" in finished([*again, "--restart"], tmp_path, code=2)
     first.send_signal(number)
+    for pid in alive(str(arm)):
+        os.kill(pid, signal.SIGCONT)
     first.communicate(timeout=120)
     if number == signal.SIGKILL:  # the orphans may still be saving: the rerun waits for them and begins anew
         other = finished([*again, "--restart", "--set", "learning_rate=1e-5"], tmp_path)
