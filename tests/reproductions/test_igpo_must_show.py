@@ -14,6 +14,7 @@ import torch
 
 from guerdon import Rollouts
 from guerdon.lm import LocalModel
+from guerdon.lm.offsets import decode_offsets_batch
 from guerdon.rewards import Rewards, Scores
 from guerdon.segment import ByTurn
 from guerdon.signals import InformationGain
@@ -58,12 +59,17 @@ def random_dialogues(seed: int, rows: int = 6) -> Rollouts:
     mask = torch.arange(30) < lengths[:, None]
     policy[:, 0] = True
     policy[0] = True
+    ids = torch.randint(3, 90, (rows, 30), generator=generator)
+    texts, offsets = decode_offsets_batch(
+        search_tokenizer(), ids, mask
+    )  # tool tokens: whose words they are must be known
     rollouts = Rollouts(
         ["q"] * rows,
-        [""] * rows,
+        texts,
         prompt_ids=torch.randint(3, 90, (rows, 5), generator=generator),
         prompt_mask=torch.arange(5) >= torch.randint(0, 4, (rows,), generator=generator)[:, None],
-        completion_ids=torch.randint(3, 90, (rows, 30), generator=generator),
+        completion_ids=ids,
+        offsets=offsets,
         completion_mask=mask,
         policy_mask=policy,
         group_ids=torch.zeros(rows, dtype=torch.long),
