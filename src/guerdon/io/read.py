@@ -93,7 +93,7 @@ class RowReader:
     def _parse(self, line: bytes, number: int) -> Row | None:
         where = f"{self.path}:{number + 1}"
         try:
-            text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+            text = _decoded(line, "utf-8-sig" if number == 0 else "utf-8")
             row = json.loads(text, object_hook=_restore_bytes)
         except UnicodeDecodeError as error:
             return self._broken(f"{where}: not UTF-8 ({error.reason} at byte {error.start} of the line)")
@@ -130,7 +130,7 @@ class RowReader:
                     number += length
                     continue
                 for batch in file.iter_batches(batch_size=min(self.batch_size, 1024), row_groups=[group]):
-                    for row in batch.to_pylist(maps_as_pydicts="strict"):
+                    for row in _rows_of(batch):
                         if number >= start:
                             self.fraction = (number + 1) / total
                             yield number, row
@@ -177,6 +177,43 @@ def _open_parquet(path: Path) -> Any:
         return pq.ParquetFile(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _decoded(line: bytes, encoding: str) -> str:
+    """A line as text. Halves of surrogate pairs, which some writers leave, are kept as JSON's escapes would be."""
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError as error:
+        try:
+            return line.decode("utf-8", "surrogatepass").removeprefix("\ufeff" if encoding == "utf-8-sig" else "")
+        except UnicodeDecodeError:
+            raise error from None
+
+
+def _rows_of(batch: Any) -> list[Row]:
+    """An Arrow batch as rows, its maps as dicts; one with a repeated key or with structs as keys is its pairs."""
+    try:
+        return list(batch.to_pylist(maps_as_pydicts="strict"))
+    except (KeyError, TypeError):  # a repeated key; a key that is a struct
+        kinds = {field.name: field.type for field in batch.schema}
+        return [{name: _plain(value, kinds[name]) for name, value in row.items()} for row in batch.to_pylist()]
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """A value whose maps are lists of pairs, with those of different keys as dicts."""
+    types = require("pyarrow", extra="data").types
+    if value is None:
+        return None
+    if types.is_map(kind):
+        pairs = [(_plain(key, kind.key_type), _plain(item, kind.item_type)) for key, item in value]
+        if types.is_nested(kind.key_type):
+            return pairs
+        return dict(pairs) if len(dict(pairs)) == len(pairs) else pairs
+    if types.is_struct(kind):
+        return {name: _plain(item, kind.field(name).type) for name, item in value.items()}
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return [_plain(item, kind.value_type) for item in value]
+    return value
 
 
 def _restore_bytes(value: dict[str, Any]) -> Any:

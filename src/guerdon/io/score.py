@@ -228,5 +228,5 @@ def _scattered(path: Path, number: int, columns: Mapping[str, Any]) -> str:
         )
     return (
         f"{path}: the prompt of row {number + 1} was seen before, in rows that are not next to it. This reward compares the "
-        "rollouts of a group: sort the file by prompt, or name the column that says which group a row belongs to"
+        "rollouts of a group: sort the file by prompt, or name the column that says which group a row belongs to (--group)"
     )
