@@ -34,6 +34,10 @@ RIGHT = [
 DIGITS = "0125"  # no 7, 3, 9, 4: digits alone cannot make the reference
 
 HANGS = [
+    "$\\sum_{k=1}^{1000000000} \\frac{\\sin(k)}{k}$",
+    "$\\binom{4000000000}{400000000}$",
+]
+TOWERS = [
     "10**10**10",
     "$10^{10^{10^{10}}}$",
     "\\boxed{9999999!!!}",
@@ -175,7 +179,7 @@ def fuzzed(rng: random.Random) -> str:
 
 def test_fuzzed_answers_never_hang_never_lie() -> None:
     rng = random.Random(2)
-    texts = [fuzzed(rng) for _ in range(COUNT)] + HANGS
+    texts = [fuzzed(rng) for _ in range(COUNT)] + HANGS + TOWERS
     rng.shuffle(texts)
     right = set(rng.sample(range(len(texts)), len(texts) // 20))
     texts = [rng.choice(RIGHT) if i in right else text for i, text in enumerate(texts)]
@@ -203,7 +207,15 @@ def test_fuzzed_answers_never_hang_never_lie() -> None:
     )
 
 
-def test_towers_are_unknown_by_default_and_wrong_on_request() -> None:
+def test_towers_of_powers_are_refused_before_they_are_computed() -> None:
+    signal = Math(timeout_s=5.0, workers=WORKERS)
+    rewards = signal(Rollouts.from_texts([""] * len(TOWERS), TOWERS, {"answer": ["5"] * len(TOWERS)}))
+    assert rewards.values[:, 0].tolist() == [0.0] * len(TOWERS)
+    assert all(rewards.reasons[(i, 0)] for i in range(len(TOWERS)))
+    assert math.isnan(signal(Rollouts.from_texts([""], ["x^2"], {"answer": [TOWERS[1]]})).values[0, 0].item())
+
+
+def test_what_hangs_is_unknown_by_default_and_wrong_on_request() -> None:
     def rewards(on_timeout: Literal["nan", "zero"], answer: str, reference: str) -> Rewards:
         signal = Math(timeout_s=1.0, workers=WORKERS, on_timeout=on_timeout)
         return signal(Rollouts.from_texts([""], [answer], {"answer": [reference]}))

@@ -18,6 +18,9 @@ import functools
 import re
 from fractions import Fraction
 
+from guerdon.signals.verifiable.equality import plain_item
+from guerdon.signals.verifiable.plain_numbers import same_number
+
 MAX_DIGITS = 15  # sympy's default float precision: beyond it equality depends on rounding
 MAX_DENOMINATOR_DIGITS = 6  # keeps different fractions further apart than math-verify's 15-digit comparison can blur
 _NEAR = Fraction(2, 10**6)  # math-verify rounds floats to 6 decimals: closer than this is not ours to decide
@@ -117,3 +120,12 @@ def fast_verdict(answer: str, reference: str) -> bool | None:
     if given == expected:
         return True
     return None if abs(given - expected) < _NEAR else False
+
+
+def quick_verdict(answer: str, reference: str) -> bool | None:
+    """Whether one expression is another, where both are plain numbers without units; None = ask a worker."""
+    expected = plain_item(reference)
+    if expected is None:
+        return None
+    given = plain_item(answer)
+    return None if given is None else same_number(expected, given)

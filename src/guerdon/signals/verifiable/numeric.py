@@ -6,26 +6,46 @@ import math
 import re
 from fractions import Fraction
 
+from guerdon.signals.verifiable import structure
+from guerdon.signals.verifiable.equality import canonical
+from guerdon.signals.verifiable.plain_numbers import plain_number
+from guerdon.signals.verifiable.quantities import quantity
 from guerdon.signals.verifiable.verdict import Verdict, instrument_failure, shown
+
+MAX_CHARS = 400
+_POWER = re.compile(r"(-?\d+(?:\.\d+)?)\s*\^\s*\{?\s*(-?\d{1,3})\s*\}?")
 
 
 def parse_number(text: str) -> Fraction | None:
-    """A number in digits, exactly: sign, thousands separators, decimals, exponent (up to ±400), a/b, percent, one currency sign.
+    """A number in digits, exactly: sign, thousands separators, decimals, a/b, mixed, powers, exponents (up to ±400), percent.
 
-    None for anything else; never evaluates an expression, so it takes linear time.
+    A name before it ("x = 42"), a currency sign and a unit after it ("1,370 apples") are left out. None for anything else; never
+    evaluates an expression.
     """
-    text = text.strip().replace("\u2212", "-").strip("$€£¥ \t\n").rstrip(".")
-    scale = Fraction(1)
-    if text.endswith("%"):
-        text, scale = text[:-1].rstrip("\\ "), Fraction(1, 100)
-    if not text.isascii() or len(text) > 400:
+    if len(text) > MAX_CHARS:
         return None
-    if found := re.fullmatch(r"([-+]?\d+)\s*/\s*(\d+)", text):
-        return scale * Fraction(int(found[1]), int(found[2])) if int(found[2]) else None
-    found = re.fullmatch(r"([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)(?:[eE]([-+]?\d{1,3}))?\.?", text)
-    if not found or not re.search(r"\d", found[1]) or abs(int(found[2] or 0)) > 400:
+    item = structure.read(canonical(text.strip().strip("*_`\"'").rstrip(". ")))
+    if isinstance(item, structure.Group) and len(item.items) == 1 and item.brackets == "":
+        item = item.items[0]
+    if not isinstance(item, structure.Item) or item.relation:
         return None
-    return scale * Fraction(found[1].replace(",", "")) * Fraction(10) ** int(found[2] or 0)
+    measured = quantity(item.value)
+    number = plain_number(measured.value)
+    value = number.value if number is not None else _power(measured.value)
+    if value is None or max(abs(value.numerator), value.denominator) >= 10 ** (MAX_CHARS + 1):
+        return None
+    return value / 100 if measured.percent else value
+
+
+def _power(text: str) -> Fraction | None:
+    """10^6, with an exponent up to 400."""
+    found = _POWER.fullmatch(text.strip())
+    if not found or abs(int(found[2])) > MAX_CHARS or len(found[1]) > 6:
+        return None
+    base = Fraction(found[1].lstrip("-"))
+    if base == 0 and int(found[2]) < 0:
+        return None
+    return base ** int(found[2]) * (-1 if found[1].startswith("-") else 1)
 
 
 def numeric_match(answer: str, reference: str | float, *, rtol: float = 0.0, atol: float = 1e-6) -> Verdict:

@@ -20,7 +20,7 @@ from guerdon.signals.verifiable import choice, layout, text_match
 from guerdon.signals.verifiable.answer_part import Reasoning, answering
 from guerdon.signals.verifiable.extraction import Extract, extractor, tagged_or_all
 from guerdon.signals.verifiable.mathematics import MathOptions, OnTimeout, check_math
-from guerdon.signals.verifiable.numeric import numeric_match
+from guerdon.signals.verifiable.numeric import numeric_match, parse_number
 from guerdon.signals.verifiable.references import Kind, read_references
 from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure
 
@@ -38,7 +38,7 @@ def Math(
     *,
     reference: str = "answer",
     extract: Extract | None = None,
-    max_chars: int = 2048,
+    max_chars: int = 8192,
     timeout_s: float = 5.0,
     on_timeout: OnTimeout = "nan",
     fast: bool = True,
@@ -126,7 +126,13 @@ def Numeric(
     numeric_match("0", "0", rtol=rtol, atol=atol)  # refuses bad tolerances here, not in the middle of a run
 
     def compare(answer: str, item: Any) -> Verdict:
-        return numeric_match(answer, item, rtol=rtol, atol=atol)
+        verdict = numeric_match(answer, item, rtol=rtol, atol=atol)
+        if verdict.value == 0.0 and extract == "last_number" and answer.endswith("%") and "%" not in str(item):
+            # "The answer is 50%." where the reference left the sign out; a share below 1 would not have done so.
+            value = parse_number(answer)
+            share = value is None or abs(value * 100) < 1
+            return verdict if share else numeric_match(answer.rstrip("\\% "), item, rtol=rtol, atol=atol)
+        return verdict
 
     return _compared("numeric", reference, extract, compare, {"rtol": rtol, "atol": atol}, reasoning, "number")
 
