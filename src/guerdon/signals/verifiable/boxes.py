@@ -45,6 +45,11 @@ def box_end(text: str, start: int) -> int | None:
     return None
 
 
+_LABEL = re.compile(
+    r"^\\(?:text|mathrm|mbox|textbf)\s*\{[^{}]*(?:\b(?:is|are|answer)|[:=])\s*\}\s*[:=]?\s*(?=\S)", re.I
+)
+
+
 class Boxed(NamedTuple):
     start: int
     end: int
@@ -98,7 +103,7 @@ def _content(content: str) -> str:
         if end is None:
             break
         content = content[: found.start()] + content[found.end() + 1 : end] + content[end + 1 :]
-    return undelimited(content)
+    return _LABEL.sub("", undelimited(content))
 
 
 def undelimited(text: str) -> str:

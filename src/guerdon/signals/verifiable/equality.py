@@ -164,6 +164,12 @@ def _same(expected: Item | Group, given: Item | Group) -> bool:
     if vector is not None and group.brackets in ("()", "[]", ""):
         as_group = Group(tuple(Item(value) for value in vector), group.brackets)
         return _same_group(group, as_group) if group is expected else _same_group(as_group, group)
+    conditions = [part.value for part in group.items if isinstance(part, Item) and part.relation]
+    if len(conditions) == len(group.items) > 1 and _SET_SIGNS.search(item.value):
+        try:
+            return symbolic.same_union(conditions, item.value)
+        except Unreadable:
+            return False
     if _SET_SIGNS.search(item.value) and group.brackets:
         return _as_sets(expected, given)
     return False

@@ -18,7 +18,7 @@ Extract = Literal["boxed", "tag", "last_number", "final"] | str | Callable[[str]
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 _NUMBER = re.compile(
     rf"(?<![\d.])(?:[-+\u2212\u2013]\s?)?(?:\\frac\s*\{{\s*-?\d+\s*\}}\s*\{{\s*\d+\s*\}}|\d+\s+\d+\s*/\s*\d+|\d+\s*/\s*\d+(?!\s*/)|"
-    rf"{_DIGITS}(?:[eE][-+]?\d+|\s*(?:[x\u00d7*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{{?\s*[-\u2212]?\d+\s*\}}?|\s?\^\s*\{{?\s*-?\d+\s*\}}?|"
+    rf"{_DIGITS}(?:[eE][-+]?\d+|\s*(?:[x\u00d7*]|\\times|\\cdot)\s*10\s*(?:\^|\*\*)\s*\{{?\s*[-\u2212]?\d+\s*\}}?|\s*[x\u00d7*]\s*10[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+|\s?\^\s*\{{?\s*-?\d+\s*\}}?|"
     rf"[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)?|\.\d+)(?:\s?\\?%)?"
 )
 _GLUED_BEFORE = re.compile(

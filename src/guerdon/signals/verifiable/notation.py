@@ -213,6 +213,7 @@ def _plain(text: str) -> str:
         parts[i] = _BARE_NAME.sub(lambda found: f"{_NAMES[found[1]]} ", parts[i])
         parts[i] = re.sub(rf"(?<=\d)({_GREEK_NAMES})(?![A-Za-z])", lambda found: f"{CONSTANTS[found[1]]} ", parts[i])
     text = "".join(parts)
+    text = _MULTIPLIER.sub(lambda found: f" \\cdot {_MULTIPLIERS[found[1].lower()]} ", text)
     text = _arguments(text)
     text = re.sub(
         r"\^\s*(-?\d{2,}(?:\.\d+)?|-\d|-[A-Za-z]|\d+\.\d+)", r"^{\1}", text
@@ -222,6 +223,15 @@ def _plain(text: str) -> str:
     return re.sub(r"\\log\s*_\s*(\d+)(?!\d)", r"\\log_{\1}", text)
 
 
+_MULTIPLIERS = {
+    "dozen": "12",
+    "hundred": "10^{2}",
+    "thousand": "10^{3}",
+    "million": "10^{6}",
+    "billion": "10^{9}",
+    "trillion": "10^{12}",
+}
+_MULTIPLIER = re.compile(rf"(?<=\d)\s*(?:\\text\s*\{{)?\s*({'|'.join(_MULTIPLIERS)})s?\s*\}}?(?![A-Za-z])", re.I)
 _OPENING = re.compile(r"(\\sqrt(?:\[\d+\])?|\\exp|\^|\\operatorname\{abs\}|(?<![A-Za-z\\])(?:abs|cbrt))\s*\(")
 
 

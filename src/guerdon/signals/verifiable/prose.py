@@ -22,7 +22,8 @@ _EMPHASIS = re.compile(
 _LOOSE_STARS = re.compile(r"(?<!\S)\*{2,3}(?=\S)|(?<=\S)\*{2,3}(?!\S)|^\s*\*{2,3}\s*$", re.M)
 _TICKS = re.compile(r"`{1,2}([^`\n]{1,300})`{1,2}")
 _HEADING = re.compile(
-    r"^[ \t]*(?:>[ \t]*)*(?:#{1,6}[ \t]+|[-*+\u2022\u25cf\u25aa][ \t]+(?=\S)|[-=*_]{3,}[ \t]*$)?", re.M
+    r"^[ \t]*(?:>[ \t]*)*(?:#{1,6}[ \t]+|[-*+\u2022\u25cf\u25aa][ \t]+(?:\[[ xX]\][ \t]+)?(?=\S)|[-=*_]{3,}[ \t]*$)?",
+    re.M,
 )
 _SYMBOLS = re.compile("[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff\ufe0f\u200d\u25a0-\u25a1\u220e\u25fb-\u25fe]")
 _ARROWS = re.compile(r"^[ \t]*(?:=>|->|\u2192|\u21d2|\u2234|\u27f9|\u27a1)[ \t]*", re.M)

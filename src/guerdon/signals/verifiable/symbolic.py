@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from guerdon.signals.verifiable.plain_numbers import SURE_DIGITS, PlainNumber
@@ -78,10 +79,23 @@ def parsed(text: str) -> Any:
         raise
     except Exception as error:  # whatever a generated parser raises, the writer wrote it
         raise Unreadable(text[:60]) from error
+    value = _imaginary(value)
     if not isinstance(value, (Basic, MatrixBase)) or value in (nan, zoo):
         raise Unreadable(text[:60])
     if _digits(value) > MAX_RESULT_DIGITS:
         raise TooLarge(text[:60])
+    return value
+
+
+def _imaginary(value: Any) -> Any:
+    """With the imaginary unit for a free i; latex2sympy takes it for a symbol."""
+    from sympy import Basic, I, Symbol
+
+    if isinstance(value, Basic) and any(isinstance(s, Symbol) and s.name == "i" for s in value.free_symbols):
+        try:
+            return value.subs({s: I for s in value.free_symbols if getattr(s, "name", "") == "i"})
+        except (TypeError, ValueError, AttributeError):
+            return value
     return value
 
 
@@ -419,6 +433,25 @@ def same_sets(expected: str, given: str) -> bool:
     return _verified(left, right)
 
 
+def same_union(conditions: Sequence[str], other: str) -> bool:
+    """Whether conditions joined by "or" describe a set, which may be written as one condition.
+
+    Raises:
+        Unreadable: one of them cannot be parsed.
+    """
+    from math_verify.grader import unwrap_fcs
+    from sympy import Set, Union
+
+    pieces = []
+    for text in (*conditions, other):
+        value = parsed(_chain(text))
+        try:
+            pieces.append(value if isinstance(value, Set) else unwrap_fcs(value).as_set())
+        except (NotImplementedError, AttributeError, TypeError, ValueError) as error:
+            raise Unreadable(text[:60]) from error
+    return _verified(Union(*pieces[:-1]), pieces[-1])
+
+
 def _verified(left: Any, right: Any) -> bool:
     """math-verify's own comparison, exact and with conditions allowed for sets."""
     from math_verify.grader import verify
@@ -443,6 +476,7 @@ __all__ = [
     "readable",
     "same_relation",
     "same_sets",
+    "same_union",
     "same_value",
     "vector_items",
 ]
