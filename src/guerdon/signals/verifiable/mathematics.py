@@ -13,6 +13,7 @@ Numbers with more digits than are worth computing (10^10^10) are refused before 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from guerdon.signals.verifiable.location import (
     reference_expression,
 )
 from guerdon.signals.verifiable.pool import WorkerPool, shared_pool
-from guerdon.signals.verifiable.quantities import same_words, words_of
+from guerdon.signals.verifiable.quantities import same_words, special, words_of
 from guerdon.signals.verifiable.references import read_references
 from guerdon.signals.verifiable.verdict import Verdict, any_of, instrument_failure, shown
 
@@ -172,6 +173,14 @@ def _pair(located: Located, window: str, reference: str, extracted: bool) -> Ver
         return Verdict(0.0, f"read {shown(said)}, which is not {shown(words)}" if said else "no answer found")
     if words is not None and located.text is None and (said := locate_words(window)) is not None:
         return said, expected
+    kind = special(expected)
+    if words is None and (kind is not None or re.search(r"[A-Za-z]{3}", expected)):
+        # Dates, times and quantities in parts are read whole: a search for the last expression would find the 5 of "March 5".
+        said = (window if extracted else locate_words(window) or "").strip(" .\n")
+        if said.split() == expected.split():
+            return Verdict(1.0)
+        if kind is not None and special(said) is not None:
+            return said, expected
     if located.text is None:
         return Verdict(0.0, located.reason)
     return located.text, expected
