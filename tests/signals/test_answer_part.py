@@ -79,9 +79,9 @@ def test_answer_part(text: str, answer: str | None) -> None:
 
 
 def test_another_word_for_reasoning_is_refused() -> None:
-    with pytest.raises(ValueError, match="'drop', 'keep'.*'opened'"):
+    with pytest.raises(ValueError, match=r"'drop', 'keep'.*'opened'"):
         answer_part("48", reasoning="dorp")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'drop', 'keep'.*'opened'"):
+    with pytest.raises(ValueError, match=r"'drop', 'keep'.*'opened'"):
         Exact(reasoning="dorp")  # type: ignore[arg-type]
 
 
