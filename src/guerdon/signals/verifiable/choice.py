@@ -55,6 +55,10 @@ _CONCLUDED = re.compile(
     rf"{_LETTER}[)\]}}>\"'\u201d]*[.!]? ?(?=\n|$)",
     re.I,
 )
+_LEFT = re.compile(
+    rf"\bonly (?:option |choice |answer )?{_LETTER}[)\]]* (?:works|fits|satisfies|matches|holds|remains|is left)\b",
+    re.I,
+)
 _TAKEN = re.compile(
     rf"\b(?:get|have|find|take|mark|give|choose|pick|select) {_LETTER}[)\]]* (?:as|for) (?:the|my|our) [\w ]{{0,16}}?(?:answer|choice|option)\b",
     re.I,
@@ -68,7 +72,7 @@ _NOT_BUT = re.compile(
     rf"{_LETTER}",
     re.I,
 )
-_PATTERNS = (_RIGHT, _RIGHT_CJK, _TAKEN, _CHOSEN, _CHOSEN_CJK, _CONCLUDED, _IN_BRACKETS, _NOT_BUT)
+_PATTERNS = (_RIGHT, _LEFT, _RIGHT_CJK, _TAKEN, _CHOSEN, _CHOSEN_CJK, _CONCLUDED, _IN_BRACKETS, _NOT_BUT)
 _OPTION = re.compile(rf"\b(?:option|choice|answer|letter) {_LETTER}", re.I)
 _UNSURE = re.compile(  # before a statement: it is not made
     r"\b(?:if|suppose|assume|assuming|whether|unless|why|imagine|wrong|incorrect|false|other|bad|tempting|not|never|no|nor|neither)"
@@ -305,6 +309,8 @@ def _is_made(text: str, stated: _Statement) -> bool:
         return False
     if _DENIED.match(after) or re.match(r"[)\]]*[ ,]+(?:if|unless|when)\b", after):
         return False
+    if letter in "bcdefgh" and re.match(r" is (?:the )?(?:correct|right|answer)\b", after):  # "a" and "i" are words
+        return True
     if letter.islower():
         return stated.opened or (bool(re.match(r"[.,;:!)\]]|\n|$", after)) and not re.match(r"\. ?[a-z]", after))
     if letter in "AI" and not stated.opened and re.match(r" [^\W\d_]", after):

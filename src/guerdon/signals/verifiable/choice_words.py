@@ -37,7 +37,7 @@ BRIDGES = _words(
     "should must would will can could might may has have like turn turns out only most least then therefore thus hence clearly likely probably",
     "definitely indeed obviously actually simply certainly surely still really undoubtedly of course here in fact now again the this that these question problem task",
     "item for of my our given by first second third fourth fifth last one and so choice option letter answer statement alternative candidate",
-    "number key correct right best final richtige richtig bonne exacte correcte correcta correta corretta esatta doğru đúng helyes die der",
+    "number key correct right best final finale ought richtige richtig bonne exacte correcte correcta correta corretta esatta doğru đúng helyes die der",
     "das buchstabe la le lettre letra lettera il el het de η το ข้อ la lựa chọn الصحيحة الصحيح הנכונה correctă prawidłowa poprawna верный",
     "правильный вариант варіант corect corectă yang benar tepat 应 該 该 的 项 項 第 个 個 も",
 )
