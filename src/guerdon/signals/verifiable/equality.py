@@ -30,6 +30,10 @@ from guerdon.signals.verifiable.symbolic import Unreadable
 _SET_SIGNS = re.compile(r"\\(?:cup|cap|setminus|mathbb|emptyset|le|ge|ne)(?![A-Za-z])|[<>]")
 _MIXED_UNITS = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\\text\s*\{\s*([A-Za-z]+)[^{}]*\}|([A-Za-z]+))\s*,?\s*")
 _DECIMAL_COMMA = re.compile(r"-?(?:0,\d+|\d+,\d{2}|\d{4,},\d+)")
+_CHOICE_LABEL = re.compile(
+    r"\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(([A-J])\)\s*[.:]?\s*\}[\\\s~,:;]*(?=[^\s\\~])|\\(?:text|textbf)\s*\{\s*\(([A-J])\)\s*\}(?:\\ |~|\s)*(?=\\)"
+)
+_OR = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])")
 CLOSE = 0.05  # an approximation further than this from what it stands behind is another answer
 
 
@@ -39,7 +43,12 @@ def same(reference: str, answer: str) -> bool:
     Raises:
         Unreadable: the reference is no mathematics, and the answer not the same text.
     """
-    if (words := words_of(reference)) is not None:
+    words = words_of(reference)
+    if (label := _CHOICE_LABEL.match(answer)) and (words is None or len(words.strip("().: ")) == 1):
+        if words is not None:
+            return same_words(label[1] or label[2], words)
+        answer = answer[label.end() :]
+    if words is not None:
         if same_words(_spoken(answer), words):
             return True
         if len(words.strip("().: ")) > 1:
@@ -59,6 +68,8 @@ def same(reference: str, answer: str) -> bool:
         raise Unreadable(reference)
     if _same(expected, given):
         return True
+    if isinstance(expected, Item) and isinstance(given, Group) and not given.brackets and _OR.search(answer):
+        return all(_same(expected, item) for item in given.items)  # one value said twice
     return any(
         _same(first, second)
         for first in (expected, _decimal_comma(reference))

@@ -29,11 +29,13 @@ from guerdon.signals.verifiable.boxes import (
     undelimited,
 )
 from guerdon.signals.verifiable.extraction import before_run_on
+from guerdon.signals.verifiable.notation import ALL_REALS
 from guerdon.signals.verifiable.prose import MULTIPLIER, Segment, segments, without_markup
 
 MAX_WHOLE_CHARS = 400  # a longer text is not read as one expression
 _FINAL = re.compile(r"final answer is:?\s*(.{1,300}?)\.?\s*I hope", re.I | re.S)
 
+_RAISED = {"\u00b2": "2", "\u00b3": "3"}
 _UNIT_AFTER = re.compile(
     r"\s*((?:square |sq\.? |cubic )?(?:km|cm|mm|dm|kg|mg|g|m|s|h|ml|l|L|meters?|metres?|centimeters?|kilometers?|millimeters?|inch(?:es)?|feet|foot|ft|"
     r"yards?|miles?|hours?|minutes?|seconds?|days?|weeks?|months?|years?|grams?|kilograms?|pounds?|ounces?|lit(?:er|re)s?|degrees?|dollars?|cents?|euros?|mph|"
@@ -240,8 +242,12 @@ def _with_list(found: list[Segment], first: int, sentence: str) -> Located:
             parts.append(segment)
         else:
             break
-    texts = [_with_unit(part, sentence) for part in parts]
-    return Located(", ".join(texts))
+    answer = _with_unit(parts[0], sentence)
+    for before, part in pairwise(parts):
+        # "3/8, or 0.375" may say one thing twice: equality looks at the word
+        alternative = re.search(r"(?<![A-Za-z])or(?![A-Za-z])", sentence[before.end : part.start], re.I)
+        answer += f"{' or ' if alternative else ', '}{_with_unit(part, sentence)}"
+    return Located(answer)
 
 
 def _with_unit(segment: Segment, sentence: str) -> str:
@@ -255,7 +261,8 @@ def _with_unit(segment: Segment, sentence: str) -> str:
     if clock := re.match(r"\s*([ap])\.?m\b\.?", rest, re.I):
         return f"{text} {clock[1]}m"
     if re.fullmatch(r"[-+]?[\d.,\s/]+|.*\\frac.*|.*\d", text) and (unit := _UNIT_AFTER.match(rest)):
-        return f"{text} \\text{{{unit[1].strip()}}}"
+        name, power = re.fullmatch(r"(.*?)\s*\^?\s*([23\u00b2\u00b3]?)", unit[1].strip()).groups()  # type: ignore[union-attr]
+        return f"{text} \\text{{{name}}}" + (f"^{_RAISED.get(power, power)}" if power else "")
     return text
 
 
@@ -294,6 +301,8 @@ def _last_expression(text: str) -> Located:
 def reference_expression(text: str) -> str:
     """The expression of a reference: its box, the whole of it, or the answer in a worked solution."""
     text = text.strip()
+    if ALL_REALS.fullmatch(text):
+        return "\\mathbb{R}"
     if "\\" in text and BOX.search(text):
         boxes = boxes_in(text)
         if boxes[-1].content is None:  # cut off, but there is nothing else to go by

@@ -87,6 +87,9 @@ _SPACE = re.compile(
 )
 _WORD_LIST = re.compile(r"\s*(?:,\s*)?(?<![A-Za-z\\])(?:and|or|und|oder|et|ou|y|и|或|和|及)(?![A-Za-z])\s*")
 _NUMBER_IN_TEXT = re.compile(r"[-+]?[\d.,/%\\ ]*\d[\d.,/%\\ ]*")
+ALL_REALS = re.compile(
+    r"(?:\\(?:text|mathrm)\s*\{)?\s*(?:the set of )?(?:all )?(?:the )?(?:real numbers|reals)\s*\}?", re.I
+)
 _COMMANDS = (
     # -- one name for many
     (re.compile(r"\{\s*([^{}\\]{1,20}?)\s*\\choose\s*([^{}\\]{1,20}?)\s*\}"), r"\\binom{\1}{\2}"),
@@ -191,6 +194,10 @@ def _text_command(found: re.Match[str]) -> str:
         return " "
     if _NUMBER_IN_TEXT.fullmatch(content):
         return f"{content} "
+    if ALL_REALS.fullmatch(content):
+        return "\\mathbb{R}"
+    if content in ("min", "deg") and found.string[: found.start()].rstrip()[-1:] in "0123456789}":
+        return f"\\text{{{content}}}"  # minutes, degrees
     if content in _NAMES:
         return f"{_NAMES[content]} "
     if _WORD_LIST.fullmatch(content):

@@ -26,6 +26,7 @@ _HEADING = re.compile(
     re.M,
 )
 _SYMBOLS = re.compile("[\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff\ufe0f\u200d\u25a0-\u25a1\u220e\u25fb-\u25fe]")
+_SIGN_WORD = re.compile(r"(?<![\d)\]}] )(?<![A-Za-z])(?:minus|negative)\s+(?=[\d.])", re.I)
 _ARROWS = re.compile(r"^[ \t]*(?:=>|->|\u2192|\u21d2|\u2234|\u27f9|\u27a1)[ \t]*", re.M)
 
 
@@ -40,6 +41,7 @@ def without_markup(text: str) -> str:
     text = _HEADING.sub("", text)
     for _ in range(2):
         text = _EMPHASIS.sub(lambda found: f" {found[2] or found[4]} ", text)
+    text = _SIGN_WORD.sub("-", text)
     text = _LOOSE_STARS.sub(" ", text)
     text = _ARROWS.sub("", _SYMBOLS.sub(lambda m: m[0] if m[0] in "\u2212\u25b3" else " ", text))
     return text.replace("|", " ").replace("\t", " ") if re.search(r"^\s*\|.*\|\s*$", text, re.M) else text
@@ -59,17 +61,17 @@ _SPAN = (
     r"\$\$(?P<dd>[^$]{1,1500}?)\$\$|(?<!\\)\$(?P<d>(?:[^$\\]|\\.){1,600}?)\$(?!\d)|\\\((?P<p>.{1,600}?)\\\)|\\\[(?P<b>.{1,1500}?)\\\]"
     r"|\\begin\{(?P<env>(?:align|aligned|equation|gather|multline|eqnarray|displaymath)\*?)\}(?P<e>.{1,1500}?)\\end\{(?P=env)\}"
 )
-_NUMBER = r"(?:\d{1,3}(?:,\d{3})+(?![\d])|\d+(?:[ \u00a0\u202f\u2009]\d{3})*(?![\d])|\d+)(?:[.,]\d+)*(?:[eE][-+]?\d+(?![\w]))?|\.\d+"
+_NUMBER = r"\d*\.\d*\(\d+\)|(?:\d{1,3}(?:,\d{3})+(?![\d])|\d+(?:[ \u00a0\u202f\u2009]\d{3})*(?![\d])|\d+)(?:[.,]\d+)*(?:[eE][-+]?\d+(?![\w]))?|\.\d+"
 _TOKEN = re.compile(
     rf"(?P<span>{_SPAN})"
     rf"|(?P<tex>\\(?:begin\{{[a-z]*matrix\}}.{{1,600}}?\\end\{{[a-z]*matrix\}}|text\s*\{{[^{{}}]*\}}|[A-Za-z]+(?:\s*\[[^\[\]]{{0,20}}\])?|[,;:! {{}}%$]))"
     rf"|(?P<glued>\d[\d.,]*[A-Za-z]*[A-Za-z][A-Za-z0-9]*(?:\^?\d)?|[A-Za-z]{{2,}}\d[A-Za-z0-9]*)"
     rf"|(?P<number>{_NUMBER})"
     rf"|(?P<function>(?<![A-Za-z])(?:{WORDS_OF_MATHS})(?![A-Za-z]))"
-    rf"|(?P<word>[^\W\d_]{{2,}}(?:['\u2019-][^\W\d_]+)*|[^\W\d_A-Za-z\u0370-\u03ff])"
+    r"|(?P<raised>[\u2070\u00b9\u00b2\u00b3\u2074-\u207f\u2080-\u208e\u00b0\u2032\u221e\u00bc-\u00be\u2150-\u215e\u03c0\u0660-\u0669\uff10-\uff19\u2460-\u2473])"
+    rf"|(?P<word>[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u208e]{{2,}}(?:['\u2019-][^\W\d_]+)*|[^\W\d_A-Za-z\u0370-\u03ff])"
     r"|(?P<letter>[A-Za-z\u0370-\u03ff])"
     r"|(?P<operator>\*\*|[-+*/^=<>\u2264\u2265\u2260\u00b1\u2213\u00d7\u00f7\u00b7\u22c5\u2212\u2013\u221a\u2208\u222a\u2229\u2248\u2192!_]|:=)"
-    r"|(?P<raised>[\u2070\u00b9\u00b2\u00b3\u2074-\u207f\u2080-\u208e\u00b0\u2032\u221e\u00bc-\u00be\u2150-\u215e\u03c0\u0660-\u0669\uff10-\uff19\u2460-\u2473])"
     r"|(?P<bracket>[()\[\]{}\uff08\uff09])"
     r"|(?P<money>[$\u20ac\u00a3\u00a5\u20b9])"
     r"|(?P<percent>%|\uff05)"
@@ -229,12 +231,18 @@ def _segments_of(run: list[re.Match[str]], text: str) -> Iterator[Segment]:
         ):
             continue
         start, end = tokens[0].start(), tokens[-1].end()
+        if start and (text[start - 1] in "^_" or (tokens[0].lastgroup == "raised" and text[start - 1].isalpha())):
+            continue  # the power of a unit: cm^2
         yield Segment(start, end, text[start:end])
 
 
 def _is_ratio(run: list[re.Match[str]], i: int) -> bool:
     """A colon between numbers is a ratio's or a time's; commas and other colons part expressions."""
-    return bool(run[i][0] == ":" and 0 < i < len(run) - 1 and run[i - 1].lastgroup == run[i + 1].lastgroup == "number")
+    if run[i][0] != ":":
+        return False
+    before = next((t for t in reversed(run[:i]) if t.lastgroup != "space"), None)
+    after = next((t for t in run[i + 1 :] if t.lastgroup != "space"), None)
+    return before is not None and after is not None and before.lastgroup == after.lastgroup == "number"
 
 
 def _is_article(run: list[re.Match[str]], i: int) -> bool:

@@ -71,6 +71,7 @@ _PERCENT = re.compile(
     r"\s*(?:\\?%|(?<![A-Za-z])(?:percent|percentage|pct|per cent)\b|\\text\s*\{\s*(?:\\?%|percent|percentage|pct|per cent)\s*\})\s*$",
     re.I,
 )
+TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _DEGREES = re.compile(r"\s*\^\s*\\circ\s*\\?(?:text\{\s*)?([CFK]?)(?:\s*\})?\s*$")
 _TEXT_UNIT = re.compile(r"\s*\\text\{([^{}]*)\}\s*(?:\^\s*\{?\s*(-?\d)\s*\}?)?\s*$")
 _NAMES = "|".join(
@@ -108,7 +109,7 @@ def quantity(expression: str) -> Quantity:
         text, unit = found[1] + text[found.end() :], _CURRENCY.get(found[2], found[2])
     elif found := _CURRENCY_AFTER.search(text):
         text, unit = text[: found.start()], _CURRENCY.get(found[1], found[1])
-    if (found := _DEGREES.search(text)) and found.start():
+    if (found := _DEGREES.search(text)) and found.start() and not TRIGONOMETRIC.search(text):
         return Quantity(
             text[: found.start()].strip(), {"": "degree", "C": "celsiu", "F": "fahrenheit", "K": "kelvin"}[found[1]]
         )

@@ -26,6 +26,8 @@ _SUBSCRIPT = re.compile(r"_\s*(?:\{[^{}]*\}|\w|\\[A-Za-z]+)")
 _WORD_NAME = re.compile(
     r"\\text\{[^{}]*\}|(?:(?:final\s+)?answer|ans|result|total|sum|value|solution|area|volume|probability|length)", re.I
 )
+# P(X = 2), E[X], Var(X)
+_OPERATOR_NAME = re.compile(r"(?:\\?(?:P|Pr|E|Var|Cov|N)|\\mathbb\{[PE]\})\s*[(\[][^()\[\]]*[)\]]")
 MAX_ITEMS = 200
 MAX_DEPTH = 16  # of brackets: the parser needs minutes to refuse a deeper text
 
@@ -271,7 +273,7 @@ def is_name(text: str) -> bool:
     bare = _SUBSCRIPT.sub("", text).strip()
     if not bare or len(bare) > 60:
         return False
-    if _WORD_NAME.fullmatch(bare):
+    if _WORD_NAME.fullmatch(bare) or _OPERATOR_NAME.fullmatch(bare):
         return True
     if re.search(r"\d|[<>=^!]|\\(?:sqrt|sum|int|lim|pi|infty|pm|cup|sin|cos|tan|log|ln|exp)(?![A-Za-z])", bare):
         return bool(

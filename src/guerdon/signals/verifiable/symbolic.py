@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from guerdon.signals.verifiable.plain_numbers import SURE_DIGITS, PlainNumber
+from guerdon.signals.verifiable.quantities import TRIGONOMETRIC
 from guerdon.signals.verifiable.structure import MAX_DEPTH, depth
 
 MAX_CHARS = 1500
@@ -44,6 +45,8 @@ def latex_of(text: str) -> str:
     if _SIDE_BY_SIDE.search(_AFTER_INDEX.sub("_", text)) and "\\begin" not in text:
         raise Unreadable(text[:60])  # latex2sympy reads `2 3` as 5
     text = re.sub(r"\\text\{([A-Za-z])\}", r"\1", text)
+    if "\\circ" in text and TRIGONOMETRIC.search(text):
+        text = re.sub(r"(\d+(?:\.\d+)?)\s*\^\s*\{?\s*\\circ\s*\}?", r"(\\frac{\1\\pi}{180})", text)
     text = _DECIMAL.sub(lambda found: f"\\frac{{{int(found[1] + found[2])}}}{{{10 ** len(found[2])}}}", text)
     while (
         flatter := re.sub(r"\{\{([^{}]*)\}\}", r"{\1}", text)
