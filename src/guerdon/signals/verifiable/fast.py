@@ -1,6 +1,6 @@
-r"""The fast path for plain numbers and fractions: math-verify's verdict without math-verify, or "don't know".
+r"""The fast path for plain numbers and fractions: the verdict of `location` and `equality` without either, or "don't know".
 
-`fast_verdict` answers only where the slow path (worker.py) provably reads one plain number on each side:
+`fast_verdict` answers only where those provably read one plain number on each side:
 
 - the whole answer is a number, `$number$`, a simple fraction a/b, or \frac{a}{b} with integers;
 - or the text has exactly one \boxed{...}, which holds such a number, no percent sign after it, and nothing ("hope", of
@@ -8,8 +8,8 @@ r"""The fast path for plain numbers and fractions: math-verify's verdict without
 - or the text has no box and ends "answer is 42." / "Answer: 42", with no earlier "answer" that could win or swallow it.
 
 Everything else is left to the slow path: percent, signs written "+", other thousands separators, exponents, units, more than
-15 digits, two values that differ by less than math-verify's rounding to 6 decimals. tests/signals/test_fast_path.py compares
-the two on thousands of generated pairs.
+15 digits, two values closer than six decimals. tests/signals/test_fast_path.py compares the two on thousands of generated pairs.
+`quick_verdict` compares two expressions that were found already, where both are plain numbers.
 """
 
 from __future__ import annotations
