@@ -25,7 +25,7 @@ def records(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").split("\n") if line]
 
 
-CASES = records("math.jsonl")
+CASES = [*records("math.jsonl"), *records("raised.jsonl")]
 
 
 @pytest.mark.parametrize("kind", sorted({case["kind"] for case in CASES}))

@@ -62,14 +62,17 @@ _SPAN = (
     r"|\\begin\{(?P<env>(?:align|aligned|equation|gather|multline|eqnarray|displaymath)\*?)\}(?P<e>.{1,1500}?)\\end\{(?P=env)\}"
 )
 _NUMBER = r"\d*\.\d*\(\d+\)|(?:\d{1,3}(?:,\d{3})+(?![\d])|\d+(?:[ \u00a0\u202f\u2009]\d{3})*(?![\d])|\d+)(?:[.,]\d+)*(?:[eE][-+]?\d+(?![\w]))?|\.\d+"
+# A letter that is no raised, lowered or fraction sign, all of which are letters to \w.
+_LETTER = r"[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u209f\u2150-\u215e\u2460-\u2473]"
 _TOKEN = re.compile(
     rf"(?P<span>{_SPAN})"
     rf"|(?P<tex>\\(?:begin\{{[a-z]*matrix\}}.{{1,600}}?\\end\{{[a-z]*matrix\}}|text\s*\{{[^{{}}]*\}}|[A-Za-z]+(?:\s*\[[^\[\]]{{0,20}}\])?|[,;:! {{}}%$]))"
     rf"|(?P<glued>\d[\d.,]*[A-Za-z]*[A-Za-z][A-Za-z0-9]*(?:\^?\d)?|[A-Za-z]{{2,}}\d[A-Za-z0-9]*)"
     rf"|(?P<number>{_NUMBER})"
     rf"|(?P<function>(?<![A-Za-z])(?:{WORDS_OF_MATHS})(?![A-Za-z]))"
+    # before words: a raised digit is a letter to a regular expression
     r"|(?P<raised>[\u2070\u00b9\u00b2\u00b3\u2074-\u207f\u2080-\u208e\u00b0\u2032\u221e\u00bc-\u00be\u2150-\u215e\u03c0\u0660-\u0669\uff10-\uff19\u2460-\u2473])"
-    rf"|(?P<word>[^\W\d_\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u208e]{{2,}}(?:['\u2019-][^\W\d_]+)*|[^\W\d_A-Za-z\u0370-\u03ff])"
+    rf"|(?P<word>{_LETTER}{{2,}}(?:['\u2019-]{_LETTER}+)*|[^\W\d_A-Za-z\u0370-\u03ff])"
     r"|(?P<letter>[A-Za-z\u0370-\u03ff])"
     r"|(?P<operator>\*\*|[-+*/^=<>\u2264\u2265\u2260\u00b1\u2213\u00d7\u00f7\u00b7\u22c5\u2212\u2013\u221a\u2208\u222a\u2229\u2248\u2192!_]|:=)"
     r"|(?P<bracket>[()\[\]{}\uff08\uff09])"
