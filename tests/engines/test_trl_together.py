@@ -63,8 +63,10 @@ def test_what_cannot_meet_is_refused_at_construction(policy_path: str, config: A
         build(dataset())
     with pytest.raises(DataError, match=r"occurs 1 time\(s\)"):
         build(pairs().select(range(17)))
-    with pytest.raises(ConfigError, match="1 unit"):
+    with pytest.raises(ConfigError, match=r"2 prompt\(s\) and a generation batch holds 4"):
         build(pairs(1), per_device_train_batch_size=16)
+    with pytest.raises(ConfigError, match=r"1 unit\(s\) of rows that must meet and a generation batch holds 2"):
+        TogetherSampler([[0, 1]], 2, 4)
     with pytest.raises(CapabilityError, match="iterable"):
         build(IterableDataset.from_generator(lambda: iter(list(pairs()))))
     with pytest.raises(CapabilityError, match="Evaluator"):

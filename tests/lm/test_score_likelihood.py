@@ -160,7 +160,7 @@ def test_turns_of_a_text_are_paid_without_what_is_only_logged(score, tmp_path):
     ("reward", "message"),
     [
         ("sar", "such as sar:verifier=math"),
-        ("sar:verifier=maths", "no signal 'maths': use one of math"),
+        ("sar:verifier=maths", r"no signal 'maths' \(did you mean 'math'\?\): use one of math"),
         ("sar:verifier=math:gold=x", "math has no option gold"),
         ("conciseness", "needs model"),
     ],

@@ -75,7 +75,8 @@ def test_the_transformer_is_causal_and_starts_from_the_stated_logits() -> None:
     before, after = policy(actions), policy(changed)
     assert torch.allclose(before[:, :7], after[:, :7], atol=1e-6)
     assert not torch.allclose(before[:, 7:], after[:, 7:], atol=1e-3)
-    assert torch.allclose(policy(actions[:, :5]), before[:, :5], atol=1e-6)
+    # logits of up to 20 are sums of 32 float32 products, and another length sums them in another order
+    assert torch.allclose(policy(actions[:, :5]), before[:, :5], atol=1e-5)
 
 
 def test_rollouts_have_one_token_and_one_span_a_step() -> None:
