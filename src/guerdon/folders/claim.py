@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from guerdon.errors import ConfigError
-from guerdon.folders.lock import HOLDER, LOCK, OWN
+from guerdon.folders.lock import HOLDER, LOCK, OWN, read_record
 
 RUN = "run.json"
 Kind = Literal["train", "compare", "trainer"]
@@ -39,10 +39,10 @@ _MODEL_FILES = """config.json generation_config.json model*.safetensors model.sa
 def owner(folder: str | Path) -> dict[str, Any] | None:
     """What `claim` wrote, or None: the folder is no run's. Runs from before there was a mark are known by their manifest."""
     folder = Path(folder)
-    record = _read(folder / OWN / RUN)
+    record = read_record(folder / OWN / RUN)
     if record.get("kind") in FILES:
         return record
-    manifest = _read(folder / "manifest.json")
+    manifest = read_record(folder / "manifest.json")
     if isinstance(manifest.get("versions"), dict) and "guerdon" in manifest["versions"]:
         kind = "compare" if "systems" in manifest else "train"
         return {"kind": kind, "files": list(FILES[kind])}
@@ -152,7 +152,7 @@ def written(place: str | Path) -> dict[str, tuple[int, int, int]]:
 
 def remove_checkpoint(folder: Path) -> None:
     """Delete what was saved as a checkpoint: what its marker lists; without one, what bears a name that the libraries give."""
-    marker = _read(folder / "COMPLETE").get("files")
+    marker = read_record(folder / "COMPLETE").get("files")
     named = [*marker, "COMPLETE"] if isinstance(marker, dict) else None
     # The marker goes first: a checkpoint that a kill leaves half deleted must not count.
     (folder / "COMPLETE").unlink(missing_ok=True)
@@ -210,11 +210,3 @@ def _is_there(path: Path) -> bool:
         places = _numbered(path) if path.name == CHECKPOINTS else [path]
         return any(file.name != "README.md" for place in places for file in _listed(place, None))
     return path.is_symlink() or (path.is_file() and path.stat().st_size > 0)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}

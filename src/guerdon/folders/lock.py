@@ -71,7 +71,7 @@ def hold_file(path: str | Path, *, wait_s: float = 0.0) -> Iterator[None]:
 
 def holder_of(folder: str | Path) -> dict[str, Any]:
     """{pid, host, since, command} of who holds a folder or held it last; {} where nobody did."""
-    return _read(Path(folder) / OWN / HOLDER)
+    return read_record(Path(folder) / OWN / HOLDER)
 
 
 def _make(folder: Path) -> list[Path]:
@@ -133,14 +133,15 @@ def _me() -> dict[str, Any]:
 
 
 def _who(holder: Path) -> str:
-    record = _read(holder)
+    record = read_record(holder)
     if not record:
         return "another process"
     command = f" ({record['command']})" if record.get("command") else ""
     return f"process {record.get('pid')} on {record.get('host')} since {record.get('since')}{command}"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
+    """What a small JSON file of ours holds; empty where it is missing, damaged or no mapping, as a kill may leave it."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):

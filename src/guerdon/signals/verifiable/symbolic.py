@@ -352,16 +352,23 @@ def _same_at_points(left: Any, right: Any) -> bool | None:
     return True if agreed >= 2 else None
 
 
+def _both(expected: str, given: str) -> tuple[Any, Any | None]:
+    """Both sides parsed; None for an answer that cannot be, which is the policy's doing. Raises Unreadable for the reference."""
+    left = parsed(_chain(expected))
+    try:
+        return left, parsed(_chain(given))
+    except Unreadable:
+        return left, None
+
+
 def same_relation(expected: str, given: str) -> bool:
     """Equations and inequalities: one is the other times a constant, or both have the same solutions.
 
     Raises:
         Unreadable: `expected` cannot be parsed.
     """
-    left = parsed(_chain(expected))
-    try:
-        right = parsed(_chain(given))
-    except Unreadable:
+    left, right = _both(expected, given)
+    if right is None:
         return False
     first, second = _sides(left), _sides(right)
     if first is not None and second is not None:
@@ -428,10 +435,8 @@ def same_sets(expected: str, given: str) -> bool:
     Raises:
         Unreadable: `expected` cannot be parsed.
     """
-    left = parsed(_chain(expected))
-    try:
-        right = parsed(_chain(given))
-    except Unreadable:
+    left, right = _both(expected, given)
+    if right is None:
         return False
     return _verified(left, right)
 
